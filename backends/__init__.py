@@ -1,0 +1,1 @@
+"""The built-in backends: the only place that names a vendor's module."""

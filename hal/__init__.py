@@ -1,0 +1,35 @@
+"""Hardware abstraction layer: what a backend is, which operators exist, how to hook a model."""
+
+from hal import _torch  # noqa: F401  -- must come first: it keeps a broken device extension from breaking torch
+from hal.backend import MemoryStats, NumericMode, Probe, Timer, TorchBackend
+from hal.errors import (
+    BackendUnavailableError,
+    HalError,
+    HookError,
+    ModelError,
+    UnknownBackendError,
+    UnsupportedError,
+    UsageError,
+)
+from hal.hookspecs import hookimpl
+from hal.registry import BackendInfo, Registry, get_backend, list_backends
+
+__all__ = [
+    "BackendInfo",
+    "BackendUnavailableError",
+    "HalError",
+    "HookError",
+    "MemoryStats",
+    "ModelError",
+    "NumericMode",
+    "Probe",
+    "Registry",
+    "Timer",
+    "TorchBackend",
+    "UnknownBackendError",
+    "UnsupportedError",
+    "UsageError",
+    "get_backend",
+    "hookimpl",
+    "list_backends",
+]

@@ -1,0 +1,195 @@
+"""What a backend is: the dozen things an accelerator must answer for."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from hal.errors import BackendUnavailableError, UsageError
+from hal.ops.catalogue import OpTable
+
+Status = Literal["stable", "beta", "experimental"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Whether a backend can run here: `available`, the `reason` in one line (what is missing and what to do, or what was found), and the number of `devices`."""
+
+    available: bool
+    reason: str
+    devices: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryStats:
+    """Device memory in bytes: `allocated` now, `peak` since the last reset, `total` of the device."""
+
+    allocated: int
+    peak: int
+    total: int
+
+
+@dataclass(frozen=True)
+class NumericMode:
+    """How arithmetic is to be done: `deterministic` asks for the same bits on every run, `reduced_precision_matmul` allows float32 matrix products and convolutions in a shorter format (TF32, HF32)."""
+
+    deterministic: bool = True
+    reduced_precision_matmul: bool = False
+
+
+@dataclass
+class Timer:
+    """Result of `TorchBackend.timer`: `seconds` is valid after the `with` block has ended."""
+
+    seconds: float = field(default=float("nan"))
+
+
+class TorchBackend:
+    """Base of every backend: a torch device type together with what the rest of the project needs to know about it.
+
+    A subclass sets the class attributes and overrides `probe`, and whichever of the other methods its
+    device answers differently from torch's generic device module. Instances are cheap; creating one
+    selects nothing and allocates nothing.
+    """
+
+    name: ClassVar[str]
+    device_type: ClassVar[str]
+    status: ClassVar[Status] = "experimental"
+    collective: ClassVar[str] = "gloo"
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16, torch.float16)
+    unsupported_ops: ClassVar[Mapping[str, str]] = {}
+    known_failures: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, index: int = 0) -> None:
+        self.index = index
+
+    # -- identity -----------------------------------------------------------------------------------
+
+    @classmethod
+    def probe(cls) -> Probe:
+        """Say whether the backend can run here and why; must not import a vendor module when it is absent, allocate memory or raise."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls) -> None:
+        """Import whatever makes `torch.device(device_type)` usable; called once the probe has said available, before any other method."""
+
+    @property
+    def device(self) -> torch.device:
+        """The torch device of this instance, index included."""
+        return torch.device(self.device_type, self.index)
+
+    def device_name(self) -> str:
+        """Marketing name of the device, as its driver gives it."""
+        return str(self._module.get_device_name(self.index))
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the driver, runtime and Python packages that decide this device's numerics."""
+        return {"torch": torch.__version__}
+
+    # -- execution ----------------------------------------------------------------------------------
+
+    def synchronize(self) -> None:
+        """Wait until all work queued on the device has ended."""
+        self._module.synchronize(self.index)
+
+    def memory(self) -> MemoryStats:
+        """Current, peak and total device memory in bytes."""
+        module, index = self._module, self.index
+        return MemoryStats(
+            allocated=int(module.memory_allocated(index)),
+            peak=int(module.max_memory_allocated(index)),
+            total=int(module.mem_get_info(index)[1]),
+        )
+
+    def reset_peak_memory(self) -> None:
+        """Start a new measurement of `memory().peak`."""
+        self._module.reset_peak_memory_stats(self.index)
+
+    def generator(self, seed: int) -> torch.Generator:
+        """A new random generator on this device, seeded; its stream is the device's own and differs between backends (use `hal.noise` for streams that agree)."""
+        return torch.Generator(device=self.device).manual_seed(seed)
+
+    @contextlib.contextmanager
+    def timer(self) -> Iterator[Timer]:
+        """Measure the wall time in seconds of the device work issued inside the block, queued work included."""
+        timer = Timer()
+        self.synchronize()
+        start = time.perf_counter()
+        yield timer
+        self.synchronize()
+        timer.seconds = time.perf_counter() - start
+
+    # -- numerics -----------------------------------------------------------------------------------
+
+    def numeric_switches(self) -> dict[str, str]:
+        """Current value of every switch that changes this device's arithmetic, for reports."""
+        return {"deterministic_algorithms": str(torch.are_deterministic_algorithms_enabled())}
+
+    @contextlib.contextmanager
+    def numeric_mode(self, mode: NumericMode) -> Iterator[None]:
+        """Run the block under `mode` and restore the former state afterwards, also after an exception; subclasses add their device's switches around this."""
+        enabled = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        # An operator without a deterministic form still runs: the instability probe judges what it does.
+        torch.use_deterministic_algorithms(mode.deterministic, warn_only=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+                yield
+        finally:
+            torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+    # -- operators ----------------------------------------------------------------------------------
+
+    def op_overrides(self) -> Mapping[str, Callable[..., Any]]:
+        """Operators of the catalogue that this backend computes by something better than the default."""
+        return {}
+
+    @property
+    def ops(self) -> OpTable:
+        """The catalogue's operators as this backend runs them: `backend.ops.matmul(a, b)`."""
+        return OpTable(self.name, self.op_overrides(), self.unsupported_ops)
+
+    # -- for the registry ---------------------------------------------------------------------------
+
+    @property
+    def _module(self) -> ModuleType:
+        return torch.get_device_module(self.device_type)
+
+    @classmethod
+    def at(cls, device: str | int | torch.device | None) -> TorchBackend:
+        """An instance on `device`: an index, a string such as "npu:1", a torch.device, or None for index 0; raises UsageError for another device type and BackendUnavailableError when the backend or that index does not exist here."""
+        index = cls._index_of(device)
+        probe = cls.probe()
+        if not probe.available:
+            raise BackendUnavailableError(f"backend '{cls.name}' is unavailable: {probe.reason}")
+        if index >= probe.devices:
+            raise BackendUnavailableError(
+                f"device {index} of backend '{cls.name}' does not exist: this machine has "
+                f"{probe.devices} (indices 0 to {probe.devices - 1})"
+            )
+        cls.load()
+        return cls(index)
+
+    @classmethod
+    def _index_of(cls, device: str | int | torch.device | None) -> int:
+        if device is None:
+            return 0
+        text = str(device)
+        kind, _, number = text.rpartition(":")
+        if not kind and not number.isdigit():
+            kind, number = number, "0"
+        if kind not in ("", cls.device_type, cls.name) or not number.isdigit():
+            raise UsageError(
+                f"device '{text}' does not belong to backend '{cls.name}': give an index, "
+                f"'{cls.device_type}' or '{cls.device_type}:INDEX'"
+            )
+        return int(number)
