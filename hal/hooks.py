@@ -1,0 +1,121 @@
+"""Attach observers and transforms to layers, submodules and operators; always restore the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from hal.errors import HookError
+from hal.operators import OPERATORS, OperatorTransform
+from hal.outputs import Role, hidden_states, with_hidden_states
+
+TensorFunction = Callable[[torch.Tensor], torch.Tensor]
+CallObserver = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+
+
+class Hooks:
+    """A set of hooks on one model, active inside its `with` block and removed at its end, also after an exception.
+
+    Sites are dotted module names ("model.layers.3", "model.layers.3.mlp.down_proj"). Hooks on one site
+    run in the order in which they were attached, each seeing what the one before it returned. `counts`
+    says how often each site was hit.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.counts: Counter[str] = Counter()
+        self._modules = dict(model.named_modules())
+        self._handles = ExitStack()
+
+    def __enter__(self) -> Hooks:
+        """Return the set; hooks attached before or inside the block are removed when it ends."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove every hook of this set."""
+        self._handles.close()
+
+    def observe(self, site: str, callback: Callable[[torch.Tensor], None], role: Role = "layer") -> None:
+        """Call `callback` with the hidden states that the module at `site` returns."""
+
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            self.counts[site] += 1
+            callback(hidden_states(output, role))
+
+        self._keep(self._module(site).register_forward_hook(hook))
+
+    def observe_calls(self, site: str, callback: CallObserver) -> None:
+        """Call `callback(module, args, kwargs, output)` after each call of the module at `site`."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            self.counts[site] += 1
+            callback(module, args, kwargs, output)
+
+        self._keep(self._module(site).register_forward_hook(hook, with_kwargs=True))
+
+    def transform(self, site: str, function: TensorFunction, role: Role = "layer") -> None:
+        """Replace the hidden states that the module at `site` returns by `function` of them; shape and dtype must stay."""
+
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            self.counts[site] += 1
+            before = hidden_states(output, role)
+            return with_hidden_states(output, _same_form(site, before, function(before)), role)
+
+        self._keep(self._module(site).register_forward_hook(hook))
+
+    def transform_operator(self, site: str, operator: str, function: TensorFunction) -> None:
+        """Replace the result of every call of `operator` (a name of `hal.operators.OPERATORS`) made while the module at `site` runs."""
+        if operator not in OPERATORS:
+            raise HookError(f"operator '{operator}' cannot be hooked; choose one of: {', '.join(sorted(OPERATORS))}")
+        key = f"{site}:{operator}"
+
+        def counted(result: torch.Tensor) -> torch.Tensor:
+            self.counts[key] += 1
+            return _same_form(key, result, function(result))
+
+        active: list[OperatorTransform] = []
+
+        def enter(_module: nn.Module, _args: Any) -> None:
+            active.append(OperatorTransform(operator, counted))
+            active[-1].__enter__()
+
+        def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+            active.pop().__exit__(None, None, None)
+
+        module = self._module(site)
+        self._keep(module.register_forward_pre_hook(enter))
+        # always_call: the mode must end even when the module raises.
+        self._keep(module.register_forward_hook(leave, always_call=True))
+
+    def _module(self, site: str) -> nn.Module:
+        if site not in self._modules:
+            raise HookError(f"the model has no module '{site}'; {_nearest(site, self._modules)}")
+        return self._modules[site]
+
+    def _keep(self, handle: Any) -> None:
+        self._handles.callback(handle.remove)
+
+
+def _same_form(site: str, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    if after.shape != before.shape or after.dtype != before.dtype:
+        raise HookError(
+            f"the transform at '{site}' returned {tuple(after.shape)} {after.dtype} for "
+            f"{tuple(before.shape)} {before.dtype}: a transform keeps shape and dtype"
+        )
+    return after
+
+
+def _nearest(site: str, modules: dict[str, nn.Module]) -> str:
+    parent = site
+    while parent and parent not in modules:
+        parent = parent.rpartition(".")[0]
+    children = [name for name, _ in modules[parent].named_children()]
+    shown = ", ".join(children[:8]) + (", ..." if len(children) > 8 else "")
+    return f"below '{parent or 'the root'}' there are: {shown or 'no modules'}"

@@ -1,0 +1,53 @@
+"""Find a model's repeated layers by structure, whatever their names are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from hal.errors import ModelError
+
+
+@dataclass(frozen=True)
+class LayerStack:
+    """The repeated layers of a model, in order: `path` is the dotted name of their container, `layers` the modules."""
+
+    path: str
+    layers: tuple[nn.Module, ...]
+
+    def __len__(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    def site(self, index: int) -> str:
+        """Dotted name of layer `index`; raises ModelError when there is no such layer."""
+        if not 0 <= index < len(self):
+            raise ModelError(f"layer {index} does not exist: the model has layers 0 to {len(self) - 1}")
+        return f"{self.path}.{index}" if self.path else str(index)
+
+
+def find_layer_stack(model: nn.Module) -> LayerStack:
+    """The list of repeated layers that holds most of the model's parameters. A candidate is a list-like container whose entries share a few classes and own parameters; the largest wins, and of two equals the outer one. Raises ModelError when the model has none."""
+    best: tuple[int, str, nn.Module] | None = None
+    for path, container in model.named_modules():
+        if _is_stack(container):
+            size = sum(parameter.numel() for parameter in container.parameters())
+            if best is None or size > best[0]:
+                best = (size, path, container)
+    if best is None:
+        raise ModelError(
+            f"{type(model).__name__} has no repeated layers: expected a ModuleList or Sequential of similar blocks"
+        )
+    return LayerStack(best[1], tuple(best[2].children()))
+
+
+def _is_stack(container: nn.Module) -> bool:
+    if not isinstance(container, (nn.ModuleList, nn.Sequential)):
+        return False
+    layers = list(container.children())
+    composed = all(any(True for _ in layer.children()) for layer in layers)
+    owning = all(next(layer.parameters(), None) is not None for layer in layers)
+    # Hybrid models alternate two or three block classes; a plain pipeline of different modules is not a stack.
+    classes = {type(layer) for layer in layers}
+    return bool(layers) and composed and owning and (len(layers) == 1 or len(classes) <= len(layers) // 2)
