@@ -22,7 +22,7 @@ CANN_LIBRARIES = ("libascendcl.so", "libhccl.so")
 
 
 def probe() -> hal.Probe:
-    """Look for the wheel, CANN, a conflict with another accelerator, and devices; report the first thing missing."""
+    """Look for the wheel, a conflict with another accelerator, CANN and devices; report what is missing first."""
     obstacle = _wheel_obstacle() or _accelerator_obstacle() or _cann_obstacle()
     if obstacle is not None:
         return hal.Probe(False, obstacle)
@@ -54,20 +54,20 @@ def _accelerator_obstacle() -> str | None:
     if other is None or other.type == "npu":
         return None
     return (
-        f"torch already serves the accelerator '{other.type}' and torch_npu refuses a second one in a process "
-        "(ERR00007): use a CPU build of torch"
+        f"torch already serves the accelerator '{other.type}' and torch_npu refuses a second one "
+        "in a process (ERR00007): use a CPU build of torch"
     )
 
 
 def _cann_obstacle() -> str | None:
-    for library in CANN_LIBRARIES:
-        try:
+    try:
+        for library in CANN_LIBRARIES:
             ctypes.CDLL(library)
-        except OSError as error:
-            return (
-                f"torch_npu is installed but CANN is not loadable ({error}): "
-                "source set_env.sh of the CANN toolkit in this shell, and check the driver with npu-smi info"
-            )
+    except OSError as error:
+        return (
+            f"torch_npu is installed but CANN is not loadable ({error}): "
+            "source set_env.sh of the CANN toolkit in this shell, and check the driver with npu-smi info"
+        )
     return None
 
 
