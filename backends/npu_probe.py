@@ -22,7 +22,7 @@ CANN_LIBRARIES = ("libascendcl.so", "libhccl.so")
 
 
 def probe() -> hal.Probe:
-    """Look for the wheel, a conflict with another accelerator, CANN and devices; report what is missing first."""
+    """Look for the wheel, a conflicting accelerator, CANN and devices; report the first obstacle."""
     obstacle = _wheel_obstacle() or _accelerator_obstacle() or _cann_obstacle()
     if obstacle is not None:
         return hal.Probe(False, obstacle)
