@@ -20,7 +20,11 @@ Arguments = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Op:
-    """One operator: its `name`, a `signature` that states shapes, the `default` implementation in plain torch for any device, the float64 `reference` on the host that defines the right result, a `sample` function that makes reproducible arguments, whether it is `differentiable`, and the input `dtypes` it takes."""
+    """One operator: its `name`, a `signature` that states shapes, the `default` implementation in plain
+    torch for any device, the float64 `reference` on the host that defines the right result, a `sample`
+    function that makes reproducible arguments, whether it is `differentiable`, and the input `dtypes` it
+    takes.
+    """
 
     name: str
     signature: str
@@ -43,14 +47,17 @@ def register(op: Op) -> Op:
 
 
 class OpTable:
-    """The catalogue as one backend runs it: `table.matmul(a, b)` calls the backend's own implementation where it has one and the default otherwise."""
+    """The catalogue as one backend runs it: `table.matmul(a, b)` calls the backend's own implementation
+    where it has one and the default otherwise.
+    """
 
     def __init__(
         self, backend: str, overrides: Mapping[str, Callable[..., Any]], unsupported: Mapping[str, str]
     ) -> None:
         unknown = sorted({*overrides, *unsupported} - set(CATALOGUE))
         if unknown:
-            raise UsageError(f"backend '{backend}' names operators that are not in the catalogue: {', '.join(unknown)}")
+            names = ", ".join(unknown)
+            raise UsageError(f"backend '{backend}' names operators that are not in the catalogue: {names}")
         self._backend = backend
         self._overrides = overrides
         self._unsupported = unsupported
@@ -64,7 +71,9 @@ class OpTable:
         return sorted(CATALOGUE)
 
     def get(self, name: str) -> Callable[..., Any]:
-        """The implementation of operator `name`; raises UsageError for a name outside the catalogue and UnsupportedError, with the backend's reason, for one it does not support."""
+        """The implementation of operator `name`; raises UsageError for a name outside the catalogue and
+        UnsupportedError, with the backend's reason, for one it does not support.
+        """
         if name not in CATALOGUE:
             raise UsageError(f"unknown operator '{name}'; the catalogue has: {', '.join(sorted(CATALOGUE))}")
         if name in self._unsupported:
