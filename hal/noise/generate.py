@@ -66,9 +66,9 @@ def uniform(
     dtype: torch.dtype = torch.float32,
     mode: Mode = "exact",
 ) -> torch.Tensor:
-    """Uniform noise on [0, 1): exact multiples of 2**-24 in float32, otherwise as `normal`. A 16-bit
-    `dtype` rounds, so it can reach 1. The same (seed, stream, element) gives the same random bits as
-    `normal`: use another stream where the two must be independent.
+    """Uniform noise on [0, 1): exact multiples of 2**-24 in float32, otherwise as `normal`. A 16-bit `dtype`
+    rounds, so it can reach 1. The same (seed, stream, element) gives the same random bits as `normal`: use
+    another stream where the two must be independent.
     """
     _check_dtype(dtype)
     layout, source = Layout.of(shape, start, row_stride), Source(seed, stream)

@@ -51,9 +51,7 @@ class Layout:
 
     @classmethod
     def of(cls, shape: Sequence[int] | int, start: int, row_stride: int | None) -> Layout:
-        """Check and normalise the caller's arguments; without `row_stride` the tensor is one contiguous
-        row.
-        """
+        """Check and normalise the arguments; without `row_stride` the tensor is one contiguous row."""
         sizes = (shape,) if isinstance(shape, int) else tuple(int(size) for size in shape)
         if any(size < 0 for size in sizes):
             raise UsageError(f"shape is {sizes}: sizes must not be negative")
