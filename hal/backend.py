@@ -20,7 +20,9 @@ Status = Literal["stable", "beta", "experimental"]
 
 @dataclass(frozen=True)
 class Probe:
-    """Whether a backend can run here: `available`, the `reason` in one line (what is missing and what to do, or what was found), and the number of `devices`."""
+    """Whether a backend can run here: `available`, the `reason` in one line (what is missing and what to do,
+    or what was found), and the number of `devices`.
+    """
 
     available: bool
     reason: str
@@ -38,7 +40,10 @@ class MemoryStats:
 
 @dataclass(frozen=True)
 class NumericMode:
-    """How arithmetic is to be done: `deterministic` asks for the same bits on every run, `reduced_precision_matmul` allows float32 matrix products and convolutions in a shorter format (TF32, HF32)."""
+    """How arithmetic is to be done: `deterministic` asks for the same bits on every run,
+    `reduced_precision_matmul` allows float32 matrix products and convolutions in a shorter format (TF32,
+    HF32).
+    """
 
     deterministic: bool = True
     reduced_precision_matmul: bool = False
@@ -52,7 +57,8 @@ class Timer:
 
 
 class TorchBackend:
-    """Base of every backend: a torch device type together with what the rest of the project needs to know about it.
+    """Base of every backend: a torch device type together with what the rest of the project needs to know
+    about it.
 
     A subclass sets the class attributes and overrides `probe`, and whichever of the other methods its
     device answers differently from torch's generic device module. Instances are cheap; creating one
@@ -74,12 +80,16 @@ class TorchBackend:
 
     @classmethod
     def probe(cls) -> Probe:
-        """Say whether the backend can run here and why; must not import a vendor module when it is absent, allocate memory or raise."""
+        """Say whether the backend can run here and why; must not import a vendor module when it is absent,
+        allocate memory or raise.
+        """
         raise NotImplementedError
 
     @classmethod
     def load(cls) -> None:
-        """Import whatever makes `torch.device(device_type)` usable; called once the probe has said available, before any other method."""
+        """Import whatever makes `torch.device(device_type)` usable; called once the probe has said available,
+        before any other method.
+        """
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +124,9 @@ class TorchBackend:
         self._module.reset_peak_memory_stats(self.index)
 
     def generator(self, seed: int) -> torch.Generator:
-        """A new random generator on this device, seeded; its stream is the device's own and differs between backends (use `hal.noise` for streams that agree)."""
+        """A new random generator on this device, seeded; its stream is the device's own and differs between
+        backends (use `hal.noise` for streams that agree).
+        """
         return torch.Generator(device=self.device).manual_seed(seed)
 
     @contextlib.contextmanager
@@ -135,7 +147,9 @@ class TorchBackend:
 
     @contextlib.contextmanager
     def numeric_mode(self, mode: NumericMode) -> Iterator[None]:
-        """Run the block under `mode` and restore the former state afterwards, also after an exception; subclasses add their device's switches around this."""
+        """Run the block under `mode` and restore the former state afterwards, also after an exception;
+        subclasses add their device's switches around this.
+        """
         enabled = torch.are_deterministic_algorithms_enabled()
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
         # An operator without a deterministic form still runs: the instability probe judges what it does.
@@ -162,11 +176,15 @@ class TorchBackend:
 
     @property
     def _module(self) -> ModuleType:
-        return torch.get_device_module(self.device_type)
+        module: ModuleType = torch.get_device_module(self.device_type)
+        return module
 
     @classmethod
     def at(cls, device: str | int | torch.device | None) -> TorchBackend:
-        """An instance on `device`: an index, a string such as "npu:1", a torch.device, or None for index 0; raises UsageError for another device type and BackendUnavailableError when the backend or that index does not exist here."""
+        """An instance on `device`: an index, a string such as "npu:1", a torch.device, or None for index 0;
+        raises UsageError for another device type and BackendUnavailableError when the backend or that index
+        does not exist here.
+        """
         index = cls._index_of(device)
         probe = cls.probe()
         if not probe.available:

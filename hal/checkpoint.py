@@ -16,7 +16,9 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, complete and readable; raises ModelError that names what is missing, truncated or pickled."""
+    """The safetensors files of a checkpoint, complete and readable; raises ModelError that names what is
+    missing, truncated or pickled.
+    """
     require_directory(directory)
     files = _listed_files(directory)
     for file in files:
@@ -29,7 +31,9 @@ def weight_files(directory: Path) -> list[Path]:
 def require_directory(directory: Path) -> None:
     """Raise ModelError unless `directory` exists and holds a config.json."""
     if not directory.is_dir():
-        raise ModelError(f"model directory {directory} does not exist: give a directory with config.json and safetensors")
+        raise ModelError(
+            f"model directory {directory} does not exist: give a directory with config.json and safetensors"
+        )
     if not (directory / "config.json").is_file():
         raise ModelError(f"model directory {directory} has no config.json: give a transformers checkpoint directory")
 

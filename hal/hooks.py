@@ -20,7 +20,8 @@ CallObserver = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 
 
 class Hooks:
-    """A set of hooks on one model, active inside its `with` block and removed at its end, also after an exception.
+    """A set of hooks on one model, active inside its `with` block and removed at its end, also after an
+    exception.
 
     Sites are dotted module names ("model.layers.3", "model.layers.3.mlp.down_proj"). Hooks on one site
     run in the order in which they were attached, each seeing what the one before it returned. `counts`
@@ -29,7 +30,7 @@ class Hooks:
 
     def __init__(self, model: nn.Module) -> None:
         self.counts: Counter[str] = Counter()
-        self._modules = dict(model.named_modules())
+        self._modules: dict[str, nn.Module] = dict(model.named_modules())
         self._handles = ExitStack()
 
     def __enter__(self) -> Hooks:
@@ -61,7 +62,9 @@ class Hooks:
         self._keep(self._module(site).register_forward_hook(hook, with_kwargs=True))
 
     def transform(self, site: str, function: TensorFunction, role: Role = "layer") -> None:
-        """Replace the hidden states that the module at `site` returns by `function` of them; shape and dtype must stay."""
+        """Replace the hidden states that the module at `site` returns by `function` of them; shape and dtype
+        must stay.
+        """
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             self.counts[site] += 1
@@ -71,7 +74,9 @@ class Hooks:
         self._keep(self._module(site).register_forward_hook(hook))
 
     def transform_operator(self, site: str, operator: str, function: TensorFunction) -> None:
-        """Replace the result of every call of `operator` (a name of `hal.operators.OPERATORS`) made while the module at `site` runs."""
+        """Replace the result of every call of `operator` (a name of `hal.operators.OPERATORS`) made while the
+        module at `site` runs.
+        """
         if operator not in OPERATORS:
             raise HookError(f"operator '{operator}' cannot be hooked; choose one of: {', '.join(sorted(OPERATORS))}")
         key = f"{site}:{operator}"
@@ -80,14 +85,14 @@ class Hooks:
             self.counts[key] += 1
             return _same_form(key, result, function(result))
 
-        active: list[OperatorTransform] = []
+        active: list[ExitStack] = []
 
         def enter(_module: nn.Module, _args: Any) -> None:
-            active.append(OperatorTransform(operator, counted))
-            active[-1].__enter__()
+            active.append(ExitStack())
+            active[-1].enter_context(OperatorTransform(operator, counted))
 
         def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-            active.pop().__exit__(None, None, None)
+            active.pop().close()
 
         module = self._module(site)
         self._keep(module.register_forward_pre_hook(enter))

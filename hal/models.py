@@ -21,7 +21,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode on its device, with its tokenizer (None when the directory has none) and where it came from."""
+    """A model in evaluation mode on its device, with its tokenizer (None when the directory has none) and
+    where it came from.
+    """
 
     model: nn.Module
     tokenizer: Any | None
@@ -31,7 +33,11 @@ class LoadedModel:
 def load_model(
     directory: str | Path, backend: TorchBackend, dtype: str = "auto", trust_remote_code: bool = False
 ) -> LoadedModel:
-    """Load the transformers checkpoint in `directory` onto `backend`, in `dtype` ("auto" keeps the checkpoint's own). The architecture's own class is built, causal or encoder. Raises ModelError for a missing, truncated, pickled or non-finite checkpoint, or one that needs remote code without `trust_remote_code`, and UsageError for an unknown or unsupported dtype."""
+    """Load the transformers checkpoint in `directory` onto `backend`, in `dtype` ("auto" keeps the
+    checkpoint's own). The architecture's own class is built, causal or encoder. Raises ModelError for a
+    missing, truncated, pickled or non-finite checkpoint, or one that needs remote code without
+    `trust_remote_code`, and UsageError for an unknown or unsupported dtype.
+    """
     directory = Path(directory)
     target = parse_dtype(dtype)
     if target != "auto" and target not in backend.dtypes:
@@ -103,9 +109,7 @@ def _read_tokenizer(directory: Path, trust_remote_code: bool) -> Any | None:
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         return None
     try:
-        return AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
         raise ModelError(f"the tokenizer in {directory} cannot be loaded: {_remote_hint(error)}") from error
 

@@ -6,28 +6,37 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 # Every spelling under which model code reaches an operator. addmm is how GPT-2's Conv1D spells linear.
 OPERATORS: Mapping[str, frozenset[Callable[..., Any]]] = {
-    "linear": frozenset({F.linear, torch.addmm, torch.Tensor.addmm}),
+    "linear": frozenset({functional.linear, torch.addmm, torch.Tensor.addmm}),
     "matmul": frozenset(
-        {torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__}
+        {
+            torch.matmul,
+            torch.mm,
+            torch.Tensor.matmul,
+            torch.Tensor.mm,
+            torch.Tensor.__matmul__,
+            torch.Tensor.__rmatmul__,
+        }
     ),
     "bmm": frozenset({torch.bmm, torch.Tensor.bmm, torch.baddbmm, torch.Tensor.baddbmm}),
-    "softmax": frozenset({F.softmax, torch.softmax, torch.Tensor.softmax}),
-    "silu": frozenset({F.silu}),
-    "gelu": frozenset({F.gelu}),
-    "layer_norm": frozenset({F.layer_norm, torch.layer_norm}),
-    "rms_norm": frozenset({F.rms_norm, torch.rms_norm}),
-    "attention": frozenset({F.scaled_dot_product_attention}),
-    "embedding": frozenset({F.embedding}),
+    "softmax": frozenset({functional.softmax, torch.softmax, torch.Tensor.softmax}),
+    "silu": frozenset({functional.silu}),
+    "gelu": frozenset({functional.gelu}),
+    "layer_norm": frozenset({functional.layer_norm, torch.layer_norm}),
+    "rms_norm": frozenset({functional.rms_norm, torch.rms_norm}),
+    "attention": frozenset({functional.scaled_dot_product_attention}),
+    "embedding": frozenset({functional.embedding}),
 }
 
 
 class OperatorTransform(TorchFunctionMode):
-    """While active, pass the result of each call of one operator through a function; calls that the operator makes itself are not seen again."""
+    """While active, pass the result of each call of one operator through a function; calls that the operator
+    makes itself are not seen again.
+    """
 
     def __init__(self, operator: str, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()

@@ -12,7 +12,11 @@ Role = Literal["layer", "submodule"]
 
 
 def hidden_states(output: Any, role: Role = "layer") -> torch.Tensor:
-    """The tensor that a module's `output` stands for. A tensor is itself; of a tuple or list it is the first entry, except that a layer which returns a pair of tensors of one shape returns `(hidden, residual)` as vLLM's layers do, whose addition happens in the next layer: there it is their sum. Raises HookError for anything else."""
+    """The tensor that a module's `output` stands for. A tensor is itself; of a tuple or list it is the first
+    entry, except that a layer which returns a pair of tensors of one shape returns `(hidden, residual)` as
+    vLLM's layers do, whose addition happens in the next layer: there it is their sum. Raises HookError for
+    anything else.
+    """
     if isinstance(output, torch.Tensor):
         return output
     hidden, residual = _split(output, role)
@@ -20,7 +24,9 @@ def hidden_states(output: Any, role: Role = "layer") -> torch.Tensor:
 
 
 def with_hidden_states(output: Any, hidden: torch.Tensor, role: Role = "layer") -> Any:
-    """`output` with its hidden states replaced by `hidden`; a `(hidden, residual)` pair becomes `(hidden, zeros)`, freshly allocated because a fused add-and-normalise may write into it, and adding zero is exact."""
+    """`output` with its hidden states replaced by `hidden`; a `(hidden, residual)` pair becomes `(hidden,
+    zeros)`, freshly allocated because a fused add-and-normalise may write into it, and adding zero is exact.
+    """
     if isinstance(output, torch.Tensor):
         return hidden
     _, residual = _split(output, role)

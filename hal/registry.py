@@ -21,7 +21,10 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """One line of the doctor: a backend's `name`, its `status` (stable, beta, experimental, or broken for a plug-in that failed to load), whether it is `available` here and the `reason`, how many `devices` it has, and the `plugin` that provides it."""
+    """One line of the doctor: a backend's `name`, its `status` (stable, beta, experimental, or broken for a
+    plug-in that failed to load), whether it is `available` here and the `reason`, how many `devices` it has,
+    and the `plugin` that provides it.
+    """
 
     name: str
     status: str
@@ -33,7 +36,9 @@ class BackendInfo:
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """A plug-in that could not be loaded or registered, with the distribution it came from and its error in one line."""
+    """A plug-in that could not be loaded or registered, with the distribution it came from and its error in
+    one line.
+    """
 
     name: str
     source: str
@@ -64,9 +69,7 @@ class Registry:
             healthy.append(
                 BackendInfo(name, backend.status, probe.available, probe.reason, probe.devices, self._provider[name])
             )
-        broken = [
-            BackendInfo(plugin.name, "broken", False, plugin.error, 0, plugin.source) for plugin in self.broken
-        ]
+        broken = [BackendInfo(plugin.name, "broken", False, plugin.error, 0, plugin.source) for plugin in self.broken]
         return healthy + broken
 
     def _add(self, plugin: EntryPoint) -> None:
@@ -104,9 +107,7 @@ class Registry:
     def _class_of(self, name: str) -> type[TorchBackend]:
         if name in self.backends:
             return self.backends[name]
-        known = "; ".join(
-            f"{info.name} ({'available' if info.available else info.reason})" for info in self.describe()
-        )
+        known = "; ".join(f"{info.name} ({'available' if info.available else info.reason})" for info in self.describe())
         raise UnknownBackendError(f"unknown backend '{name}'; known: {known or 'none'}")
 
     def _resolve_auto(self) -> str:
@@ -134,7 +135,11 @@ def default_registry() -> Registry:
 
 
 def get_backend(name: str, device: str | int | torch.device | None = None) -> TorchBackend:
-    """The backend called `name`, ready on `device` (an index, "npu:1", a torch.device, or None for the first). "auto" takes the one available accelerator, or cpu-reference when there is none, and raises UsageError when several are. Raises UnknownBackendError with the known ones listed, or BackendUnavailableError with the reason; it never falls back to another device."""
+    """The backend called `name`, ready on `device` (an index, "npu:1", a torch.device, or None for the
+    first). "auto" takes the one available accelerator, or cpu-reference when there is none, and raises
+    UsageError when several are. Raises UnknownBackendError with the known ones listed, or
+    BackendUnavailableError with the reason; it never falls back to another device.
+    """
     return default_registry().get(name, device)
 
 

@@ -11,7 +11,9 @@ from hal.errors import ModelError
 
 @dataclass(frozen=True)
 class LayerStack:
-    """The repeated layers of a model, in order: `path` is the dotted name of their container, `layers` the modules."""
+    """The repeated layers of a model, in order: `path` is the dotted name of their container, `layers` the
+    modules.
+    """
 
     path: str
     layers: tuple[nn.Module, ...]
@@ -28,7 +30,10 @@ class LayerStack:
 
 
 def find_layer_stack(model: nn.Module) -> LayerStack:
-    """The list of repeated layers that holds most of the model's parameters. A candidate is a list-like container whose entries share a few classes and own parameters; the largest wins, and of two equals the outer one. Raises ModelError when the model has none."""
+    """The list of repeated layers that holds most of the model's parameters. A candidate is a list-like
+    container whose entries share a few classes and own parameters; the largest wins, and of two equals the
+    outer one. Raises ModelError when the model has none.
+    """
     best: tuple[int, str, nn.Module] | None = None
     for path, container in model.named_modules():
         if _is_stack(container):

@@ -1,0 +1,112 @@
+"""Capture one call of a layer, so that it can be made again with another input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hal.errors import HookError
+
+_Place = int | str
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """The arguments of one call of `layer`. `stream` is a copy of its input residual stream, [..., hidden];
+    where the layer takes a separate residual (vLLM), the stream is their sum.
+    """
+
+    layer: nn.Module
+    stream: torch.Tensor
+    _args: tuple[Any, ...]
+    _kwargs: dict[str, Any]
+    _hidden: _Place
+    _residual: _Place | None
+
+    def replay(self, stream: torch.Tensor, layer: nn.Module | None = None) -> Any:
+        """What the layer (or a copy of it) returns when its residual stream is `stream` and every other
+        argument is as captured, moved to the stream's device. Hooks on the layer run as in any call.
+        """
+        module = self.layer if layer is None else layer
+        args = list(_to_device(self._args, stream))
+        kwargs = dict(_to_device(self._kwargs, stream))
+        _put(args, kwargs, self._hidden, stream.clone())
+        if self._residual is not None:
+            _put(args, kwargs, self._residual, torch.zeros_like(stream))
+        return module(*args, **kwargs)
+
+
+def capture_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall:
+    """Describe a call of `layer` before it runs. The first floating-point tensor of three or more dimensions,
+    or of two where there is none, is its hidden states; a tensor of the same shape passed as `residual` or
+    right after it belongs to the stream too. The stream is copied because layers may write into their input.
+    Raises HookError when no argument can be the stream.
+    """
+    places = [place for place, value in _named(args, kwargs) if _is_activation(value)]
+    wide = [place for place in places if _get(args, kwargs, place).dim() >= 3]
+    candidates = wide or places
+    if not candidates:
+        raise HookError(
+            f"{type(layer).__name__} was called without a floating-point activation: its residual stream is unknown"
+        )
+    hidden = candidates[0]
+    residual = _residual_place(args, kwargs, hidden)
+    stream = _get(args, kwargs, hidden)
+    if residual is not None:
+        stream = stream + _get(args, kwargs, residual)
+    return LayerCall(layer, stream.detach().clone(), args, dict(kwargs), hidden, residual)
+
+
+def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[_Place, Any]]:
+    ordered: list[tuple[_Place, Any]] = []
+    if "hidden_states" in kwargs:
+        ordered.append(("hidden_states", kwargs["hidden_states"]))
+    ordered.extend(enumerate(args))
+    ordered.extend((name, value) for name, value in kwargs.items() if name != "hidden_states")
+    return ordered
+
+
+def _is_activation(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() >= 2
+
+
+def _residual_place(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: _Place) -> _Place | None:
+    if _same_shape(kwargs.get("residual"), _get(args, kwargs, hidden)):
+        return "residual"
+    # vLLM calls layers as (positions, hidden_states, residual).
+    follower = hidden + 1 if isinstance(hidden, int) else None
+    first_is_positions = bool(args) and isinstance(args[0], torch.Tensor) and not args[0].is_floating_point()
+    if first_is_positions and follower is not None and follower < len(args):
+        return follower if _same_shape(args[follower], args[follower - 1]) else None
+    return None
+
+
+def _same_shape(value: Any, stream: torch.Tensor) -> bool:
+    return _is_activation(value) and value.shape == stream.shape
+
+
+def _get(args: tuple[Any, ...], kwargs: dict[str, Any], place: _Place) -> Any:
+    return kwargs[place] if isinstance(place, str) else args[place]
+
+
+def _put(args: list[Any], kwargs: dict[str, Any], place: _Place, value: torch.Tensor) -> None:
+    if isinstance(place, str):
+        kwargs[place] = value
+    else:
+        args[place] = value
+
+
+def _to_device(value: Any, like: torch.Tensor) -> Any:
+    """Move tensors in nested arguments to `like`'s device; floating-point ones also take its dtype, so that a
+    wider replay is wide throughout.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device)
+    if isinstance(value, dict):
+        return {key: _to_device(item, like) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_to_device(item, like) for item in value)
+    return value

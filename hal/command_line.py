@@ -1,0 +1,33 @@
+"""Run a typer application so that every expected failure is one line and a documented exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+
+from hal.errors import HalError
+
+
+def run_command(application: typer.Typer, arguments: Sequence[str], program: str) -> int:
+    """Run `application` on `arguments` and return the exit code: the command's own, 2 for wrong usage, 130
+    after an interrupt, or that of the HalError raised. Failures are one line on standard error; anything
+    unexpected is a bug and keeps its traceback.
+    """
+    command = typer.main.get_command(application)
+    try:
+        result = command.main(args=list(arguments), prog_name=program, standalone_mode=False)
+    except HalError as error:
+        return _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        return _fail(f"{error.format_message()} (see `{program} --help`)", 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return code

@@ -1,0 +1,58 @@
+"""Pack prompts into a rectangle of tokens, without padding: padded rows would be measured too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hal.errors import UsageError
+from hal.noise import stream_key, uniform
+
+ROWS = 4
+LENGTH = 64
+
+
+def pack(tokenizer: Any | None, prompts: Sequence[str], model: nn.Module) -> torch.Tensor:
+    """Token ids, [rows, length] int64 on the host: the prompts' tokens end to end, cut into at most ROWS rows
+    of at most LENGTH. Without a tokenizer the ids are drawn evenly from the vocabulary, the same each time.
+    Raises UsageError when the prompts give no token or one outside the vocabulary.
+    """
+    length = min(LENGTH, _context(model))
+    vocabulary = _vocabulary(model)
+    if tokenizer is None:
+        draws = uniform((ROWS * length,), seed=0, stream=stream_key("srdd.batch"))
+        return (draws * vocabulary).long().clamp(max=vocabulary - 1).reshape(ROWS, length)
+    ids = [token for prompt in prompts for token in tokenizer(prompt)["input_ids"]]
+    if not ids:
+        raise UsageError("the prompts give no token with this tokenizer: give longer prompts")
+    if max(ids) >= vocabulary:
+        raise UsageError(
+            f"token {max(ids)} is outside the model's vocabulary of {vocabulary}: use the model's own tokenizer"
+        )
+    length = min(length, len(ids))
+    rows = min(ROWS, len(ids) // length)
+    return torch.tensor(ids[: rows * length], dtype=torch.long).reshape(rows, length)
+
+
+def _context(model: nn.Module) -> int:
+    config = getattr(model, "config", None)
+    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return LENGTH
+
+
+def _vocabulary(model: nn.Module) -> int:
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            return module.num_embeddings
+    value = getattr(getattr(model, "config", None), "vocab_size", None)
+    if isinstance(value, int):
+        return value
+    raise UsageError(
+        f"{type(model).__name__} has neither an embedding nor config.vocab_size: its token ids are unknown"
+    )

@@ -1,0 +1,134 @@
+"""The command line: `python -m srdd [scan]`, `python -m srdd report`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from hal.bundled import model_dir
+from hal.command_line import run_command
+from hal.errors import UsageError
+from hal.models import load_model
+from hal.registry import get_backend
+from srdd.faults import Fault, parse_fault, simulate
+from srdd.files import require_writable
+from srdd.probes.measure import PROBES
+from srdd.prompts import read_prompts
+from srdd.report import Report, load_report
+from srdd.report.text import print_report
+from srdd.scan import scan
+
+PROGRAM = "python -m srdd"
+HEALTHY, FAULTY = 0, 1
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=False)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code: 0 healthy, 1 fault found, 2 wrong usage or input, 3
+    backend unavailable.
+    """
+    verbs = {command.name for command in app.registered_commands}
+    explicit = bool(arguments) and (arguments[0] in verbs or arguments[0] in ("--help", "-h"))
+    return run_command(app, arguments if explicit else ["scan", *arguments], PROGRAM)
+
+
+@app.callback(epilog="Exit codes: 0 healthy, 1 fault found, 2 wrong usage or input, 3 backend unavailable.")
+def root() -> None:
+    """Find the faulty layer, operator and kind of fault of a model on this machine. Without a verb: scan."""
+
+
+@app.command("scan")
+def scan_command(
+    backend: Annotated[
+        str, typer.Option(help="Backend to run on: auto, cpu-reference, cuda, npu, or a plug-in's.")
+    ] = "auto",
+    device: Annotated[str | None, typer.Option(help="Device: an index, or for example npu:1.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint directory; the bundled model if left out.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
+    prompts: Annotated[Path | None, typer.Option(help="Prompts: .txt, one a line, or .jsonl.")] = None,
+    level: Annotated[str, typer.Option(help="quick: probes on the device only; full: with host replay.")] = "full",
+    probes: Annotated[str, typer.Option(help="Comma-separated probes.")] = ",".join(PROBES),
+    inject: Annotated[
+        list[str] | None, typer.Option(help="Simulate a fault, KIND@LAYER[:key=value,...]; may be repeated.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict line only.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
+    ] = False,
+) -> int:
+    """Scan a model and report which layer is at fault."""
+    target = get_backend(backend, device)
+    faults = [parse_fault(text) for text in inject or []]
+    texts = read_prompts(prompts) if prompts else None
+    if json is not None:
+        require_writable(json)
+    loaded = load_model(model or model_dir(), target, dtype, trust_remote_code)
+    if texts is not None and loaded.tokenizer is None:
+        raise UsageError(f"--prompts needs a tokenizer and {loaded.directory} has none: leave --prompts out")
+    with simulate(loaded.model, faults) as active, _progress(quiet) as progress:
+        task = progress.add_task("scanning layers", total=None)
+        report = scan(
+            loaded.model,
+            loaded.tokenizer,
+            target,
+            texts,
+            level,
+            [name for name in probes.split(",") if name],
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    _require_hits([entry.fault for entry in active if entry.calls == 0])
+    if json is not None:
+        report.save(json)
+    return _show(report, quiet)
+
+
+@app.command("report")
+def report_command(
+    file: Annotated[Path, typer.Argument(help="A report written by --json.")],
+    rediagnose: Annotated[
+        bool, typer.Option("--rediagnose", help="Judge the measurements by the present rules.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict line only.")] = False,
+) -> int:
+    """Show a saved report again, without the model."""
+    report = load_report(file)
+    return _show(report.rediagnosed() if rediagnose else report, quiet)
+
+
+def _show(report: Report, quiet: bool) -> int:
+    console = Console()
+    if quiet:
+        first = report.findings[0] if report.findings else None
+        place = f": layer {first.layer}, {first.site}, {first.kind}" if first else ""
+        console.print(f"{report.verdict}{place}", highlight=False)
+    else:
+        print_report(report, console)
+    return FAULTY if report.findings else HEALTHY
+
+
+def _require_hits(missed: list[Fault]) -> None:
+    if missed:
+        fault = missed[0]
+        raise UsageError(
+            f"the injected fault {fault.kind}@{fault.layer} {fault.site} {fault.operator} never acted: "
+            "the model does not run that site or operator; choose another"
+        )
+
+
+def _progress(quiet: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=quiet,
+    )

@@ -1,0 +1,63 @@
+"""The inputs that a layer is given, beside its own: repeated, perturbed, offset, amplified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from hal.noise import normal, stream_key
+
+REPEATS = 2
+PERTURBATION = 0.1  # of std(input), the documents' value
+OFFSET = 50.0  # in std(input); the documents' +50 for a stream of unit variance
+AMPLIFICATION_BITS = 16
+
+
+@dataclass(frozen=True)
+class Excitation:
+    """One input: its `name`, the residual `stream`, [..., hidden], and the `size` that its probe needs to
+    know (a perturbation's std, an offset, a scale).
+    """
+
+    name: str
+    stream: torch.Tensor
+    size: float
+
+
+def excitations(stream: torch.Tensor, layer: int, seed: int) -> Iterator[Excitation]:
+    """The inputs derived from a layer's own `stream`, one at a time so that one is in memory at a time:
+    `REPEATS` repetitions, a small random perturbation, an offset each way, and an amplification by a power of
+    two, which is exact. A constant stream has no scale of its own and is only repeated. Offsets and scales
+    stay below the square root of the dtype's range, because normalisation squares its input.
+    """
+    for trial in range(REPEATS):
+        yield Excitation(f"repeat_{trial}", stream, 0.0)
+    wide = stream.float()
+    std = float(wide.std(correction=0))
+    top = float(wide.abs().max())
+    if std == 0 or not torch.isfinite(wide).all():
+        return
+    noise = normal(tuple(stream.shape), seed=seed, stream=stream_key("srdd.gain", layer))
+    delta = (PERTURBATION * std * noise).to(stream.device)
+    yield Excitation("perturbed", (wide + delta).to(stream.dtype), PERTURBATION * std)
+    offset = min(OFFSET * std, _ceiling(stream.dtype) - top)
+    if offset > std:
+        yield Excitation("offset_up", (wide + offset).to(stream.dtype), offset)
+        yield Excitation("offset_down", (wide - offset).to(stream.dtype), -offset)
+    scale = _scale(top, stream.dtype)
+    if scale >= 2:
+        yield Excitation("amplified", stream * scale, scale)
+
+
+def _scale(top: float, dtype: torch.dtype) -> float:
+    scale = 2.0**AMPLIFICATION_BITS
+    while scale * top > _ceiling(dtype) and scale > 1:
+        scale /= 2
+    return scale
+
+
+def _ceiling(dtype: torch.dtype) -> float:
+    # float16 ends at 65504, and device kernels normalise it in float32: a quarter of its own range is the limit there.
+    return float(min(torch.finfo(dtype).max / 4, 1e15))

@@ -1,0 +1,123 @@
+"""What a scan measures: plain numbers, one row per layer. Nothing here knows torch, so a saved report can be
+diagnosed again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+NAN = math.nan
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Same input, `trials` runs. `spread` is the largest std of a difference from the first run, as a share
+    of std(output). `unit` is the largest root mean square over one hidden unit, and `element` the largest
+    single difference, both in units of the rounding error expected there. `changed` is the share of elements,
+    in the units concerned, that moved by more than rounding.
+    """
+
+    trials: int
+    spread: float
+    unit: float
+    element: float
+    changed: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """`gain` is std(change of output) / std(change of input) for a small random perturbation. `lowest` and
+    `highest` are the 0.1 % and 99.9 % quantiles of the per-element shift over a DC offset; `discrete` counts
+    the hidden units that shift by less than 85 % of the median.
+    """
+
+    gain: float
+    lowest: float
+    highest: float
+    discrete: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The distribution of a layer's output. `kurtosis` is Fisher's; `pile_up` compares the outermost
+    histogram bin with those inside it; `ties` counts elements that equal the maximum magnitude exactly,
+    identical rows counted once, and `ties_expected` is how many chance allows; `zeros` and `small` count
+    exact zeros and the non-zero values below half the median magnitude.
+    """
+
+    std: float
+    maximum: float
+    kurtosis: float
+    pile_up: float
+    ties: int
+    ties_expected: float
+    zeros: int
+    small: int
+    elements: int
+
+
+@dataclass(frozen=True)
+class PassThrough:
+    """How a large input passes through a layer, compared element by element with itself: a residual block
+    returns its input plus an update that normalisation keeps from growing with it. `violation` is the largest
+    deviation over its allowance, `fraction` the share of elements above it, `units` the hidden units
+    concerned out of `width` and `coverage` the share of elements violating inside them. Of the violating
+    elements: the share returned as `zeroed`, the share `tied` to one magnitude, whether they are the
+    `largest` inputs, the common `offset` (in std of the input) and `ratio` to the input with their relative
+    spreads. `growth` is rms(output at scale) / rms(output), over the scale: 1 for a residual block, 0 for a
+    layer that normalises its output.
+    """
+
+    violation: float
+    fraction: float
+    units: int
+    width: int
+    coverage: float
+    zeroed: float
+    tied: float
+    largest: bool
+    offset: float
+    offset_spread: float
+    ratio: float
+    ratio_spread: float
+    growth: float
+
+
+@dataclass(frozen=True)
+class LayerMeasurement:
+    """One row: everything measured at one layer. `finite_input` and `finite_output` say whether all its
+    values were finite; where they were not, the probes are None.
+    """
+
+    index: int
+    site: str
+    finite_input: bool
+    finite_output: bool
+    stability: Stability | None = None
+    gain: Gain | None = None
+    shape: Shape | None = None
+    pass_through: PassThrough | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a scan took: `forward_equivalents` on the device (layer calls over number of layers), wall time in
+    seconds, peak device memory in bytes (None where the device does not say).
+    """
+
+    forward_equivalents: float
+    wall_s: float
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """One scan: a row per layer, in order, with the dtype's unit roundoff that scales every rounding bound."""
+
+    layers: tuple[LayerMeasurement, ...]
+    unit_roundoff: float
+    dtype: str
+    tokens: int
+    hidden: int
+    probes: tuple[str, ...]

@@ -1,0 +1,63 @@
+"""Give one layer its excitations and turn the responses into one row of measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from srdd.measurements import LayerMeasurement
+from srdd.probes.gain import measure_gain
+from srdd.probes.pass_through import measure_pass_through
+from srdd.probes.samples import LayerSamples, Sample, to_host, unit_roundoff
+from srdd.probes.shape import measure_shape
+from srdd.probes.stability import measure_stability
+from srdd.walk import LayerVisit
+
+# The documents' names of the probes, each with the group it is measured in.
+_GROUP = {
+    "instability": "stability",
+    "gain": "gain",
+    "min_max_gain": "gain",
+    "discrete_count": "gain",
+    "kurtosis": "shape",
+    "pile_up": "shape",
+    "pass_through": "pass_through",
+}
+PROBES = tuple(_GROUP)
+
+# Which excitations each group reads; the shape of the output needs none beyond the model's own pass.
+_NEEDS = {
+    "stability": ("repeat_",),
+    "gain": ("perturbed", "offset_"),
+    "shape": (),
+    "pass_through": ("amplified",),
+}
+
+
+def measure_layer(visit: LayerVisit, probes: Collection[str], seed: int) -> LayerMeasurement:
+    """Run the excitations that `probes` need and measure; a layer with values that are not finite is reported
+    as such and not probed.
+    """
+    if not (visit.finite_input and visit.finite_output):
+        return LayerMeasurement(visit.index, visit.site, visit.finite_input, visit.finite_output)
+    groups = {_GROUP[probe] for probe in probes}
+    samples = _sample(visit, groups, seed)
+    return LayerMeasurement(
+        index=visit.index,
+        site=visit.site,
+        finite_input=True,
+        finite_output=True,
+        stability=measure_stability(samples) if "stability" in groups else None,
+        gain=measure_gain(samples) if "gain" in groups else None,
+        shape=measure_shape(samples) if "shape" in groups else None,
+        pass_through=measure_pass_through(samples) if "pass_through" in groups else None,
+    )
+
+
+def _sample(visit: LayerVisit, groups: Collection[str], seed: int) -> LayerSamples:
+    wanted = tuple(prefix for group in groups for prefix in _NEEDS[group])
+    samples = LayerSamples(to_host(visit.call.stream), to_host(visit.output), unit_roundoff(visit.call.stream.dtype))
+    for excitation in visit.excitations(seed):
+        if excitation.name.startswith(wanted):
+            output = visit.respond(excitation).output
+            samples.others[excitation.name] = Sample(to_host(excitation.stream), to_host(output), excitation.size)
+    return samples

@@ -1,0 +1,58 @@
+"""A layer's inputs and outputs as host arrays, so that a device under suspicion never computes its own
+statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+TINY = 1.17549435e-38  # smallest normal float32: keeps a ratio to an all-zero tensor defined
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One excitation and what came back: float64 arrays [rows, hidden] and the excitation's `size`."""
+
+    stream: Array
+    output: Array
+    size: float
+
+
+@dataclass
+class LayerSamples:
+    """Everything sampled at one layer: its own input `stream` and `output`, [rows, hidden], and the further
+    samples by the excitation's name. `unit_roundoff` is half the spacing of the dtype at 1.
+    """
+
+    stream: Array
+    output: Array
+    unit_roundoff: float
+    others: dict[str, Sample] = field(default_factory=dict)
+
+    @property
+    def update(self) -> Array:
+        """What the layer added to its stream."""
+        return self.output - self.stream
+
+    def repeats(self) -> list[Sample]:
+        """The samples that repeat the layer's own input."""
+        return [sample for name, sample in self.others.items() if name.startswith("repeat_")]
+
+
+def to_host(tensor: torch.Tensor) -> Array:
+    """A float64 host array [rows, hidden] of any [..., hidden] tensor; widened on the host, because some
+    devices have no float64.
+    """
+    flat = tensor.detach().to("cpu").double().reshape(-1, tensor.shape[-1])
+    return np.asarray(flat.numpy(), dtype=np.float64)
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """Half the spacing of `dtype` at 1: the largest relative error of one rounding."""
+    return float(torch.finfo(dtype).eps) / 2

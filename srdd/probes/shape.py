@@ -1,0 +1,53 @@
+"""The shape of a layer's output: kurtosis, pile-up at the edge, values that repeat exactly, exact zeros."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+from srdd.measurements import Shape
+from srdd.probes.samples import Array, LayerSamples
+
+BINS = 100
+INSIDE = 4  # bins next to the edge that say what the edge should hold
+
+
+def measure_shape(samples: LayerSamples) -> Shape:
+    """The statistics of the output alone; identical rows count once, because equal tokens give equal rows
+    without any fault.
+    """
+    values = np.unique(samples.output, axis=0)
+    magnitude = np.abs(values).ravel()
+    top = float(magnitude.max())
+    nonzero = magnitude[magnitude > 0]
+    middle = float(np.median(nonzero)) if nonzero.size else 0.0
+    return Shape(
+        std=float(values.std()),
+        maximum=top,
+        kurtosis=float(stats.kurtosis(values.ravel())) if values.std() > 0 else 0.0,
+        pile_up=_pile_up(magnitude, top),
+        ties=int((magnitude == top).sum()),
+        ties_expected=_chance_ties(magnitude, top, samples.unit_roundoff),
+        zeros=int(magnitude.size - nonzero.size),
+        small=int((nonzero < middle / 2).sum()),
+        elements=int(magnitude.size),
+    )
+
+
+def _pile_up(magnitude: Array, top: float) -> float:
+    """Occupancy of the outermost bin over the mean of those inside it, one added to each so that empty tails
+    give 1.
+    """
+    if top == 0:
+        return 1.0
+    counts, _ = np.histogram(magnitude, bins=BINS, range=(0.0, top))
+    inside = counts[-1 - INSIDE : -1].mean()
+    return float((counts[-1] + 1) / (inside + 1))
+
+
+def _chance_ties(magnitude: Array, top: float, unit_roundoff: float) -> float:
+    """Elements expected to share the maximum by chance: those in its upper half octave, spread over the
+    representable values there. Densities fall towards the maximum, so this overstates chance.
+    """
+    near = float((magnitude > 0.75 * top).sum())
+    return near * 4 * unit_roundoff

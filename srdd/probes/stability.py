@@ -1,0 +1,31 @@
+"""Instability: the same input, several runs. A layer that is deterministic repeats itself to within rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from srdd.measurements import Stability
+from srdd.probes.samples import TINY, LayerSamples
+
+
+def measure_stability(samples: LayerSamples) -> Stability:
+    """Compare each repetition with the first run. A difference is judged in units of the rounding error that
+    another order of summation may cause: unit roundoff times (|output| + |input| + rms(update)) of that
+    element.
+    """
+    first, repeats = samples.output, samples.repeats()
+    differences = [repeat.output - first for repeat in repeats]
+    allowance = samples.unit_roundoff * (np.abs(first) + np.abs(samples.stream) + np.sqrt(np.mean(samples.update**2)))
+    allowance = np.maximum(allowance, TINY)
+    scaled = [np.abs(difference) / allowance for difference in differences]
+    unit = np.max([np.sqrt(np.mean(entry**2, axis=0)) for entry in scaled], axis=0)
+    spread = max(float(np.std(difference)) for difference in differences)
+    moved = np.max(scaled, axis=0) > 1
+    concerned = moved.any(axis=0)
+    return Stability(
+        trials=len(repeats) + 1,
+        spread=spread / max(float(np.std(first)), TINY),
+        unit=float(unit.max()),
+        element=float(np.max(scaled)),
+        changed=float(moved[:, concerned].mean()) if concerned.any() else 0.0,
+    )

@@ -1,0 +1,175 @@
+"""Reports as JSON, checked against the schema that ships with the package."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from hal.errors import UsageError
+from srdd.diagnose import Diagnosis, Evidence, Finding
+from srdd.files import write_text
+from srdd.measurements import (
+    Cost,
+    Gain,
+    LayerMeasurement,
+    Measurements,
+    PassThrough,
+    Shape,
+    Stability,
+)
+from srdd.report.model import SCHEMA, Report
+
+_PROBES = {"stability": Stability, "gain": Gain, "shape": Shape, "pass_through": PassThrough}
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as plain JSON values; NaN becomes null, and infinity the largest float."""
+    diagnosis = report.diagnosis
+    document = {
+        "schema": SCHEMA,
+        "verdict": report.verdict,
+        "level": report.level,
+        "findings": [asdict(finding) for finding in report.findings],
+        "layers": [
+            _layer_row(layer, diagnosis.labels[row], diagnosis.scores[row])
+            for row, layer in enumerate(report.measurements.layers)
+        ],
+        "notes": list(diagnosis.notes),
+        "probes": list(report.measurements.probes),
+        "input": {
+            "tokens": report.measurements.tokens,
+            "hidden": report.measurements.hidden,
+            "dtype": report.measurements.dtype,
+            "unit_roundoff": report.measurements.unit_roundoff,
+        },
+        "cost": asdict(report.cost),
+        "backend": report.backend,
+        "model": report.model,
+        "environment": report.environment,
+    }
+    plain: dict[str, Any] = _plain(document)
+    return plain
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write `report` to `path` as indented JSON, atomically; raises UsageError when it cannot be written."""
+    document = to_json(report)
+    jsonschema.validate(document, _schema())
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def load_report(path: str | Path) -> Report:
+    """Read a report written by `Report.save`; raises UsageError for a missing file, one that is not JSON,
+    another schema version or a document that breaks the schema.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read report {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON ({error}): give a file written by `python -m srdd --json`") from error
+    found = document.get("schema") if isinstance(document, dict) else None
+    if found != SCHEMA:
+        raise UsageError(
+            f"{path} has schema {found!r}, this version reads {SCHEMA!r}: scan again, or use the version that wrote it"
+        )
+    try:
+        jsonschema.validate(document, _schema())
+    except jsonschema.ValidationError as error:
+        raise UsageError(f"{path} breaks schema {SCHEMA} at {error.json_path}: {error.message[:200]}") from error
+    return _from_json(document)
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    text = resources.files("srdd.report").joinpath("schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def _layer_row(layer: LayerMeasurement, label: str, score: float) -> dict[str, Any]:
+    """The documents' columns first, then everything measured, nested by probe."""
+    gain, shape = layer.gain, layer.shape
+    return {
+        "index": layer.index,
+        "site": layer.site,
+        "diagnosis": label,
+        "score": score,
+        "instability": layer.stability.spread if layer.stability else None,
+        "gain": gain.gain if gain else None,
+        "min_gain": gain.lowest if gain else None,
+        "max_gain": gain.highest if gain else None,
+        "discrete_count": gain.discrete if gain else None,
+        "kurtosis": shape.kurtosis if shape else None,
+        "pile_up": shape.pile_up if shape else None,
+        "replay_error": None,
+        "finite_input": layer.finite_input,
+        "finite_output": layer.finite_output,
+        "measured": {name: _optional(getattr(layer, name)) for name in _PROBES},
+    }
+
+
+def _optional(probe: Any) -> dict[str, Any] | None:
+    return None if probe is None else asdict(probe)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else math.copysign(1.7976931348623157e308, value)
+    return value
+
+
+def _from_json(document: dict[str, Any]) -> Report:
+    about = document["input"]
+    measurements = Measurements(
+        layers=tuple(_layer_from(row) for row in document["layers"]),
+        unit_roundoff=about["unit_roundoff"],
+        dtype=about["dtype"],
+        tokens=about["tokens"],
+        hidden=about["hidden"],
+        probes=tuple(document["probes"]),
+    )
+    diagnosis = Diagnosis(
+        findings=tuple(_finding_from(entry) for entry in document["findings"]),
+        labels=tuple(row["diagnosis"] for row in document["layers"]),
+        scores=tuple(row["score"] for row in document["layers"]),
+        notes=tuple(document["notes"]),
+    )
+    return Report(
+        measurements,
+        diagnosis,
+        Cost(**document["cost"]),
+        document["backend"],
+        document["model"],
+        document["level"],
+        document["environment"],
+    )
+
+
+def _layer_from(row: dict[str, Any]) -> LayerMeasurement:
+    probes = {
+        name: None if row["measured"][name] is None else kind(**_with_nan(row["measured"][name]))
+        for name, kind in _PROBES.items()
+    }
+    return LayerMeasurement(row["index"], row["site"], row["finite_input"], row["finite_output"], **probes)
+
+
+def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in values.items()}
+
+
+def _finding_from(entry: dict[str, Any]) -> Finding:
+    evidence = tuple(Evidence(**item) for item in entry["evidence"])
+    return Finding(**{**entry, "evidence": evidence})

@@ -1,0 +1,146 @@
+"""Scan a model: walk its layers, measure, diagnose."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hal.backend import NumericMode, TorchBackend
+from hal.errors import ModelError, UsageError
+from hal.registry import get_backend
+from hal.structure import find_layer_stack
+from srdd.batch import pack
+from srdd.diagnose import diagnose
+from srdd.measurements import Cost, LayerMeasurement, Measurements
+from srdd.probes.measure import PROBES, measure_layer
+from srdd.probes.samples import unit_roundoff
+from srdd.prompts import DEFAULT, require_prompts
+from srdd.report.model import Report
+from srdd.walk import LayerVisit, Walk
+
+LEVELS = ("quick", "full")
+
+Progress = Callable[[int, int], None]
+
+
+def scan(
+    model: nn.Module,
+    tokenizer: Any | None = None,
+    backend: str | TorchBackend = "cpu-reference",
+    prompts: Sequence[str] | None = None,
+    level: str = "full",
+    probes: Sequence[str] = PROBES,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Report:
+    """Scan a loaded model where it lies, with whatever hooks or damage it has, and report. `backend` must be
+    the one the model is on. `prompts` are the texts to feed (built-in ones by default; drawn token ids when
+    `tokenizer` is None). `level` is "quick" for the probes on the device or "full" to add host replay.
+    `progress(done, total)` is called after each layer. The model is left as it was. Raises UsageError for bad
+    arguments and ModelError when the model has no repeated layers or is elsewhere.
+    """
+    if level not in LEVELS:
+        raise UsageError(f"unknown level '{level}': choose one of {', '.join(LEVELS)}")
+    unknown = sorted(set(probes) - set(PROBES))
+    if unknown or not probes:
+        raise UsageError(f"unknown probes {', '.join(unknown) or '(none given)'}: choose from {', '.join(PROBES)}")
+    target = get_backend(backend) if isinstance(backend, str) else backend
+    ids = pack(tokenizer, require_prompts(list(prompts) if prompts is not None else list(DEFAULT), "prompts"), model)
+    return _Scan(model, target, ids, tuple(probes), seed, progress).run(level)
+
+
+class _Scan:
+    def __init__(
+        self,
+        model: nn.Module,
+        backend: TorchBackend,
+        ids: torch.Tensor,
+        probes: tuple[str, ...],
+        seed: int,
+        progress: Progress | None,
+    ) -> None:
+        self._model = model
+        self._backend = backend
+        self._ids = ids
+        self._probes = probes
+        self._seed = seed
+        self._progress = progress
+        self._stack = find_layer_stack(model)
+        self._rows: list[LayerMeasurement] = []
+        self._dtype = _dtype_of(model)
+        self._hidden = 0
+
+    def run(self, level: str) -> Report:
+        walk = Walk(self._stack, self._visit)
+        training = self._model.training
+        self._backend.reset_peak_memory()
+        start = time.perf_counter()
+        try:
+            self._model.eval()
+            with torch.no_grad(), self._backend.numeric_mode(NumericMode(deterministic=True)):
+                environment = self._environment()
+                walk.run(self._forward)
+        finally:
+            self._model.train(training)
+        if not self._rows:
+            raise ModelError(f"no layer of {self._stack.path} ran during the model's forward pass: nothing to scan")
+        measurements = Measurements(
+            layers=tuple(sorted(self._rows, key=lambda row: row.index)),
+            unit_roundoff=unit_roundoff(self._dtype),
+            dtype=str(self._dtype).removeprefix("torch."),
+            tokens=self._ids.numel(),
+            hidden=self._hidden,
+            probes=self._probes,
+        )
+        cost = Cost(walk.layer_runs / len(self._rows), time.perf_counter() - start, self._backend.memory().peak)
+        return Report(
+            measurements,
+            diagnose(measurements),
+            cost,
+            self._backend.name,
+            _model_name(self._model),
+            level,
+            environment,
+        )
+
+    def _forward(self) -> None:
+        ids = self._ids.to(self._backend.device)
+        options = {"use_cache": False} if _accepts(self._model, "use_cache") else {}
+        self._model(ids, **options)
+
+    def _visit(self, visit: LayerVisit) -> None:
+        self._hidden = int(visit.call.stream.shape[-1])
+        self._rows.append(measure_layer(visit, self._probes, self._seed))
+        if self._progress is not None:
+            self._progress(len(self._rows), len(self._stack))
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "device": str(self._backend.device),
+            "device_name": self._backend.device_name(),
+            "python": platform.python_version(),
+            **self._backend.versions(),
+            **self._backend.numeric_switches(),
+        }
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype
+    raise ModelError(f"{type(model).__name__} has no floating-point parameters: nothing to scan")
+
+
+def _model_name(model: nn.Module) -> str:
+    path = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    return path or type(model).__name__
+
+
+def _accepts(model: nn.Module, argument: str) -> bool:
+    return argument in inspect.signature(model.forward).parameters

@@ -1,0 +1,34 @@
+"""Every threshold of the diagnosis and where it comes from. None is fitted to a model."""
+
+from __future__ import annotations
+
+# Stability. Its statistics are in units of the rounding error that another order of summation can cause in an
+# element. A healthy layer stays near 1 per unit; attention amplifies single elements up to 26 (measured
+# on bfloat16 replays of a trained model). A factor 2.5 to 4 above each.
+UNSTABLE_UNIT = 4.0
+UNSTABLE_ELEMENT = 64.0
+
+# Pass-through. The statistic is already a deviation over its rounding bound.
+PASS_THROUGH = 1.0
+# A block that normalises its own output returns the same size whatever the input's: growth near 1 / scale.
+# One that carries its input returns it at full size. The geometric middle separates them.
+CARRIES_STREAM = 0.5
+
+# Ties at the maximum: probability, per layer, that chance gives as many. With 100 layers and 1000 scans
+# one false alarm in 10 000 such campaigns.
+TIE_PROBABILITY = 1e-9
+# Exact zeros: more of them than of all the values in the lower quarter of the non-zero magnitudes.
+ZERO_SHARE = 0.01
+
+# The documents' statistical rules; evidence and labels only, never an alarm of their own, because healthy
+# networks break them (massive activations appear and vanish within one layer).
+GAIN_SHARE_OF_MEDIAN = 0.8
+PILE_UP = 1.5
+KURTOSIS_EDGE = 6.0
+
+# Telling kinds apart.
+SPIKE_CHANGED = 0.05  # spikes touch few elements (0.01 m of them), noise touches all
+NOISE_SPREAD = 0.1  # below a tenth of the signal, run-to-run differences are called non-determinism
+PURE = 0.9
+SPREAD = 0.1
+COVERED = 0.5

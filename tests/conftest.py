@@ -1,0 +1,57 @@
+"""Models that several tests share: one small random network of each family, and the bundled one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+
+def random_model(family: str, layers: int = 4, hidden: int = 64, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A network of `family` with random weights, larger than the default initialisation so that layers do something."""
+    import transformers as tf
+
+    torch.manual_seed(7)
+    common = {"num_hidden_layers": layers, "hidden_size": hidden, "vocab_size": 300, "initializer_range": 0.1}
+    decoder = {
+        **common,
+        "intermediate_size": 2 * hidden,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+    }
+    builders = {
+        "qwen2": lambda: tf.Qwen2ForCausalLM(tf.Qwen2Config(**decoder)),
+        "qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**decoder, head_dim=16)),
+        "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**decoder)),
+        "mistral": lambda: tf.MistralForCausalLM(tf.MistralConfig(**decoder)),
+        "gemma2": lambda: tf.Gemma2ForCausalLM(tf.Gemma2Config(**decoder, head_dim=16)),
+        "mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**decoder, num_local_experts=4)),
+        "gpt2": lambda: tf.GPT2LMHeadModel(
+            tf.GPT2Config(
+                n_layer=layers,
+                n_embd=hidden,
+                n_head=4,
+                vocab_size=300,
+                n_positions=128,
+                initializer_range=0.1,
+            )
+        ),
+        "gpt_neox": lambda: tf.GPTNeoXForCausalLM(
+            tf.GPTNeoXConfig(**common, intermediate_size=2 * hidden, num_attention_heads=4, max_position_embeddings=128)
+        ),
+        "bert": lambda: tf.BertModel(
+            tf.BertConfig(**common, intermediate_size=2 * hidden, num_attention_heads=4, max_position_embeddings=128)
+        ),
+    }
+    return builders[family]().to(dtype).eval()
+
+
+FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "gemma2", "mixtral", "gpt2", "gpt_neox", "bert")
+CARRYING = tuple(family for family in FAMILIES if family != "bert")
+
+
+@pytest.fixture
+def make_model():
+    """The factory of random networks."""
+    return random_model
