@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
-import resource
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -14,11 +12,10 @@ import hal
 from hal.backend import Status
 
 
-class CpuReference(hal.TorchBackend):
+class CpuReference(hal.HostBackend):
     """Plain torch on the host, in the dtype asked for; always available."""
 
     name: ClassVar[str] = "cpu-reference"
-    device_type: ClassVar[str] = "cpu"
     status: ClassVar[Status] = "stable"
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -26,29 +23,6 @@ class CpuReference(hal.TorchBackend):
     def probe(cls) -> hal.Probe:
         """Always available, as one device."""
         return hal.Probe(True, f"host CPU, {torch.get_num_threads()} threads", 1)
-
-    @property
-    def device(self) -> torch.device:
-        """The host, which torch addresses without an index."""
-        return torch.device("cpu")
-
-    def device_name(self) -> str:
-        """The processor's architecture, as the operating system names it."""
-        return platform.processor() or platform.machine()
-
-    def synchronize(self) -> None:
-        """Return at once: host work is done when its call returns."""
-
-    def memory(self) -> hal.MemoryStats:
-        """Resident set of this process in bytes, now and at its peak, and the machine's memory."""
-        import psutil
-
-        process = psutil.Process()
-        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return hal.MemoryStats(process.memory_info().rss, peak_kib * 1024, psutil.virtual_memory().total)
-
-    def reset_peak_memory(self) -> None:
-        """Do nothing: the operating system keeps the peak of a process for its whole life."""
 
     @contextlib.contextmanager
     def numeric_mode(self, mode: hal.NumericMode) -> Iterator[None]:

@@ -1,0 +1,1 @@
+"""A simulated Ascend NPU: the unmodified torch_npu wheel, over a stub of CANN and arithmetic done on the host."""
