@@ -12,6 +12,7 @@ from hal.errors import (
     UsageError,
 )
 from hal.hookspecs import hookimpl
+from hal.host import HostBackend
 from hal.registry import BackendInfo, Registry, get_backend, list_backends
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "BackendUnavailableError",
     "HalError",
     "HookError",
+    "HostBackend",
     "MemoryStats",
     "ModelError",
     "NumericMode",

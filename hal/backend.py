@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from hal.errors import BackendUnavailableError, UsageError
+from hal.errors import BackendUnavailableError, UsageError, one_line
 from hal.ops.catalogue import OpTable
 
 Status = Literal["stable", "beta", "experimental"]
@@ -83,7 +84,7 @@ class TorchBackend:
         """Say whether the backend can run here and why; must not import a vendor module when it is absent,
         allocate memory or raise.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{cls.__name__} does not override probe()")
 
     @classmethod
     def load(cls) -> None:
@@ -186,7 +187,7 @@ class TorchBackend:
         does not exist here.
         """
         index = cls._index_of(device)
-        probe = cls.probe()
+        probe = probe_of(cls)
         if not probe.available:
             raise BackendUnavailableError(f"backend '{cls.name}' is unavailable: {probe.reason}")
         if index >= probe.devices:
@@ -194,7 +195,12 @@ class TorchBackend:
                 f"device {index} of backend '{cls.name}' does not exist: this machine has "
                 f"{probe.devices} (indices 0 to {probe.devices - 1})"
             )
-        cls.load()
+        try:
+            cls.load()
+        except (ImportError, OSError, RuntimeError) as error:
+            raise BackendUnavailableError(
+                f"backend '{cls.name}' is unavailable: it does not load ({one_line(error)})"
+            ) from error
         return cls(index)
 
     @classmethod
@@ -202,12 +208,26 @@ class TorchBackend:
         if device is None:
             return 0
         text = str(device)
-        kind, _, number = text.rpartition(":")
-        if not kind and not number.isdigit():
-            kind, number = number, "0"
-        if kind not in ("", cls.device_type, cls.name) or not number.isdigit():
+        kinds = "|".join(re.escape(kind) for kind in (cls.device_type, cls.name))
+        match = re.fullmatch(rf"(?:{kinds})|(?:(?:{kinds}):)?([0-9]{{1,9}})", text)
+        if match is None:
             raise UsageError(
                 f"device '{text}' does not belong to backend '{cls.name}': give an index, "
                 f"'{cls.device_type}' or '{cls.device_type}:INDEX'"
             )
-        return int(number)
+        return int(match[1] or 0)
+
+
+def probe_of(backend: type[TorchBackend]) -> Probe:
+    """What the backend's probe says. A probe that raises, or answers what no probe may, makes its backend
+    unavailable with that as the reason, and harms no other.
+    """
+    try:
+        probe = backend.probe()
+    except Exception as error:  # noqa: BLE001 -- a foreign probe may raise anything; the reason carries it
+        return Probe(False, f"its probe failed: {one_line(error)}")
+    if not isinstance(probe, Probe):
+        return Probe(False, f"its probe returned {type(probe).__name__}, not hal.Probe")
+    if probe.available and probe.devices < 1:
+        return Probe(False, f"its probe says available with {probe.devices} devices ({probe.reason})")
+    return probe

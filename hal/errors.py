@@ -39,3 +39,8 @@ class HookError(HalError):
     """A hook was attached to a site that does not exist, or a module returned an output no rule covers (exit
     code 2).
     """
+
+
+def one_line(error: BaseException) -> str:
+    """An error as it stands inside another message: its type and text, without line breaks."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

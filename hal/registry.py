@@ -12,11 +12,12 @@ import pluggy
 import torch
 
 from hal import hookspecs
-from hal.backend import TorchBackend
-from hal.errors import UnknownBackendError, UsageError
+from hal.backend import TorchBackend, probe_of
+from hal.errors import UnknownBackendError, UsageError, one_line
 
 HOST = "cpu-reference"
 AUTO = "auto"
+DISTRIBUTION = "srdd-hal"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,6 @@ class Registry:
         self.backends: dict[str, type[TorchBackend]] = {}
         self.broken: list[BrokenPlugin] = []
         self._provider: dict[str, str] = {}
-        self._manager = pluggy.PluginManager(hookspecs.GROUP)
-        self._manager.add_hookspecs(hookspecs)
         for plugin in plugins:
             self._add(plugin)
 
@@ -65,7 +64,7 @@ class Registry:
         """Every backend and every broken plug-in, in the order of registration."""
         healthy = []
         for name, backend in self.backends.items():
-            probe = backend.probe()
+            probe = probe_of(backend)
             healthy.append(
                 BackendInfo(name, backend.status, probe.available, probe.reason, probe.devices, self._provider[name])
             )
@@ -74,35 +73,38 @@ class Registry:
 
     def _add(self, plugin: EntryPoint) -> None:
         source = _source_of(plugin)
-        accepted: list[type[TorchBackend]] = []
         try:
-            module = plugin.load()
-            self._manager.register(module, name=plugin.name)
-            others = [other for other in self._manager.get_plugins() if other is not module]
-            hook = self._manager.subset_hook_caller("hal_register_backends", others)
-            hook(register=lambda backend: accepted.append(self._checked(backend, accepted)))
-        except Exception as error:  # noqa: BLE001 -- whatever a foreign plug-in raises is reported by name, not passed on
-            self._forget(plugin.name)
-            self.broken.append(BrokenPlugin(plugin.name, source, _one_line(error)))
+            accepted = self._collect(plugin)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 -- a foreign plug-in may raise anything; it is reported by name
+            self.broken.append(BrokenPlugin(plugin.name, source, one_line(error)))
             return
         for backend in accepted:
             self.backends[backend.name] = backend
             self._provider[backend.name] = source
 
+    def _collect(self, plugin: EntryPoint) -> list[type[TorchBackend]]:
+        accepted: list[type[TorchBackend]] = []
+        # A manager of its own: what a plug-in leaves behind when it fails half way goes with it.
+        manager = pluggy.PluginManager(hookspecs.GROUP)
+        manager.add_hookspecs(hookspecs)
+        module = plugin.load()
+        manager.register(module, name=plugin.name)
+        manager.check_pending()
+        if not manager.get_hookcallers(module):
+            raise UsageError(f"{plugin.value} has no function hal_register_backends marked with hal.hookimpl")
+        manager.hook.hal_register_backends(register=lambda backend: accepted.append(self._checked(backend, accepted)))
+        return accepted
+
     def _checked(self, backend: Any, accepted: list[type[TorchBackend]]) -> type[TorchBackend]:
         if not (isinstance(backend, type) and issubclass(backend, TorchBackend)):
             raise UsageError(f"register() takes a subclass of hal.TorchBackend, got {backend!r}")
         for attribute in ("name", "device_type"):
-            if not isinstance(getattr(backend, attribute, None), str):
+            if not isinstance(getattr(backend, attribute, None), str) or not getattr(backend, attribute):
                 raise UsageError(f"{backend.__module__}.{backend.__name__} must set the string attribute '{attribute}'")
         if backend.name in (*self.backends, *(other.name for other in accepted), AUTO):
             owner = self._provider.get(backend.name, "this plug-in" if backend.name != AUTO else "hal")
             raise UsageError(f"backend name '{backend.name}' is already taken by {owner}: choose another name")
         return backend
-
-    def _forget(self, plugin_name: str) -> None:
-        if self._manager.has_plugin(plugin_name):
-            self._manager.unregister(name=plugin_name)
 
     def _class_of(self, name: str) -> type[TorchBackend]:
         if name in self.backends:
@@ -123,15 +125,20 @@ def _source_of(plugin: EntryPoint) -> str:
     return f"{plugin.dist.name} {plugin.dist.version}"
 
 
-def _one_line(error: Exception) -> str:
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}"
+def installed_plugins() -> list[EntryPoint]:
+    """All installed entry points of the group: this distribution's own first, so that nobody takes their
+    names, the others by name, so that the order does not depend on the search path.
+    """
+    return sorted(
+        entry_points(group=hookspecs.GROUP),
+        key=lambda plugin: (plugin.dist is None or plugin.dist.name != DISTRIBUTION, plugin.name, plugin.value),
+    )
 
 
 @cache
 def default_registry() -> Registry:
     """The registry over all installed entry points, built at first use."""
-    return Registry(entry_points(group=hookspecs.GROUP))
+    return Registry(installed_plugins())
 
 
 def get_backend(name: str, device: str | int | torch.device | None = None) -> TorchBackend:
