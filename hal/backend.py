@@ -105,6 +105,18 @@ class TorchBackend:
         """Versions of the driver, runtime and Python packages that decide this device's numerics."""
         return {"torch": torch.__version__}
 
+    def require_model(self, model: torch.nn.Module) -> None:
+        """Raise UsageError unless the model's parameters lie on this backend's kind of device; nothing is
+        moved
+        silently.
+        """
+        parameter = next(model.parameters(), None)
+        if parameter is not None and parameter.device.type != self.device_type:
+            raise UsageError(
+                f"the model is on '{parameter.device}', backend '{self.name}' runs on '{self.device_type}': "
+                "move the model there, or name the backend it is on"
+            )
+
     # -- execution ----------------------------------------------------------------------------------
 
     def synchronize(self) -> None:
@@ -223,7 +235,7 @@ def probe_of(backend: type[TorchBackend]) -> Probe:
     unavailable with that as the reason, and harms no other.
     """
     try:
-        probe = backend.probe()
+        probe: object = backend.probe()
     except Exception as error:  # noqa: BLE001 -- a foreign probe may raise anything; the reason carries it
         return Probe(False, f"its probe failed: {one_line(error)}")
     if not isinstance(probe, Probe):

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-import click
 import typer
 
 from hal.errors import HalError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+# Root of what the parser raises for wrong usage. Some releases of typer use click for it and some carry their own
+# copy of click, whose classes are others: only the way through typer's own name is right for both.
+_ParserError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 def run_command(application: typer.Typer, arguments: Sequence[str], program: str) -> int:
@@ -21,10 +27,12 @@ def run_command(application: typer.Typer, arguments: Sequence[str], program: str
         result = command.main(args=list(arguments), prog_name=program, standalone_mode=False)
     except HalError as error:
         return _fail(str(error), error.exit_code)
-    except click.ClickException as error:
+    except _ParserError as error:
         return _fail(f"{error.format_message()} (see `{program} --help`)", 2)
-    except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", INTERRUPTED)
+    if result == INTERRUPTED:  # what typer makes of a KeyboardInterrupt, in silence
+        return _fail("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
