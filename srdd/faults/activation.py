@@ -72,7 +72,7 @@ def _non_determinism(fault: Fault) -> Corruption:
         if fault.mode == "suppressed":
             return x + base / factor * normal(x)
         if fault.mode == "inconsistent":
-            return x + base * factor ** (2 * normal.scalar() - 1) * normal(x)
+            return x + base * float(factor ** (2 * normal.scalar() - 1)) * normal(x)
         if fault.mode == "biased":
             return x + base * (factor * normal.scalar() + normal(x))
         if fault.mode == "correlated":

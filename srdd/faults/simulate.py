@@ -29,13 +29,12 @@ class ActiveFault:
         self._masks: dict[int, torch.Tensor] = {}
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Corrupt the masked units of `x`, [..., units]; elements that are not finite are left to speak for
-        themselves.
-        """
-        mask = self._mask(x)
-        result = torch.where(mask, self._corrupt(x), x)
+        """Corrupt the masked units of `x`, [..., units]; a value that was NaN before does not count as changed."""
         self.calls += 1
-        self.changed += int((result != x).sum())
+        if x.numel() == 0:  # an expert without a token
+            return x
+        result = torch.where(self._mask(x), self._corrupt(x), x)
+        self.changed += int(((result != x) & ~x.isnan()).sum())
         return result
 
     def _mask(self, x: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,8 +19,8 @@ class Fault:
     """One simulated fault. `layer` counts from 0; `site` is a module below the layer ("mlp.down_proj"), empty
     for the layer's own output; `operator` limits it to one operator inside that site. `magnitude` is m of
     each kind's formula. `sparsity` is the share of hidden units hit, `units` their number (which wins).
-    `seed` chooses the units and the fault's own random stream. `absolute` fixes a saturation's threshold at
-    the first batch. `mode` and `factor` belong to non_determinism.
+    `seed` chooses the units. `absolute` fixes a saturation's threshold at the first batch. `mode` and
+    `factor` belong to non_determinism.
     """
 
     kind: str
@@ -39,8 +41,11 @@ class Fault:
             raise UsageError(f"unknown fault kind '{self.kind}': {_suggest(self.kind, KINDS)}")
         if self.layer < 0:
             raise UsageError(f"fault layer {self.layer} is negative: layers count from 0")
-        if not self.magnitude > 0:
-            raise UsageError(f"fault magnitude {self.magnitude} must be greater than 0: a fault of size 0 is no fault")
+        for name, value in (("magnitude", self.magnitude), ("factor", self.factor)):
+            if not 0 < value < math.inf:
+                raise UsageError(
+                    f"fault {name} {value} must be finite and greater than 0: a fault of size 0 is no fault"
+                )
         if self.kind in ("saturation", "dead_zone") and self.magnitude >= 1:
             raise UsageError(
                 f"magnitude {self.magnitude} of a {self.kind} must be below 1: it is a share of max(abs(x))"
@@ -49,8 +54,14 @@ class Fault:
             raise UsageError(f"fault sparsity {self.sparsity} must be in (0, 1]: it is the share of hidden units hit")
         if self.units < 0:
             raise UsageError(f"fault units {self.units} is negative: give the number of hidden units hit, or 0")
+        if not 0 <= self.seed < 1 << 64:
+            raise UsageError(f"fault seed {self.seed} must be in [0, 2**64)")
+        if self.absolute and self.kind != "saturation":
+            raise UsageError(f"'absolute' does nothing to a {self.kind}: it belongs to saturation; leave it out")
         if self.mode not in MODES:
             raise UsageError(f"unknown mode '{self.mode}' of non_determinism: {_suggest(self.mode, MODES)}")
+        if self.mode != MODES[0] and self.kind != "non_determinism":
+            raise UsageError(f"mode '{self.mode}' does nothing to a {self.kind}: it belongs to non_determinism")
 
 
 def parse_fault(text: str) -> Fault:
@@ -59,7 +70,7 @@ def parse_fault(text: str) -> Fault:
     """
     head, _, tail = text.partition(":")
     kind, at, layer = head.partition("@")
-    if not at or not layer.isdigit():
+    if not at or not re.fullmatch("[0-9]{1,9}", layer):
         raise UsageError(f"fault '{text}' is not KIND@LAYER[:key=value,...], for example bias@10:magnitude=0.3")
     options: dict[str, Any] = {}
     for item in filter(None, tail.split(",")):
