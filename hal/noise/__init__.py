@@ -6,12 +6,14 @@ device's own generator and promises only the distribution.
 """
 
 from hal.noise.generate import Mode, bits, bits_at, integers, normal, normal_at, uniform, uniform_at
+from hal.noise.layout import chunk_elements
 from hal.noise.streams import stream_key
 
 __all__ = [
     "Mode",
     "bits",
     "bits_at",
+    "chunk_elements",
     "integers",
     "normal",
     "normal_at",

@@ -30,12 +30,12 @@ def normal(
     dtype: torch.dtype = torch.float32,
     mode: Mode = "exact",
 ) -> torch.Tensor:
-    """Standard normal noise of `shape`: elements `start`, `start + 1`, … of the stream (`seed`, `stream`),
-    in row-major order. With `row_stride`, row r (all dimensions but the last, flattened) begins at `start +
-    r * row_stride`, which gives a shard of the columns of a wider tensor. Values are exact float32 numbers,
-    |x| < 6.34; any other `dtype` is one rounding of them by the device's cast. `mode="fast"` draws from the
-    device's own generator, seeded from the same numbers: only the distribution is then promised, slices do
-    not agree and `row_stride` is refused. Seeds, streams and starts out of range are a UsageError.
+    """Standard normal noise of `shape`: elements `start`, `start + 1`, … of the stream (`seed`, `stream`), in
+    row-major order. With `row_stride`, row r (all dimensions but the last, flattened) begins at `start + r *
+    row_stride`, which gives a shard of the columns of a wider tensor. Values are exact float32 numbers, |x| < 6.34;
+    any other `dtype` is one rounding of them by the device's cast. `mode="fast"` draws from the device's own
+    generator, seeded from the same numbers: only the distribution is then promised, slices do not agree and
+    `row_stride` is refused. Seeds, streams and starts out of range are a UsageError.
     """
     _check_dtype(dtype)
     layout, source = Layout.of(shape, start, row_stride), Source(seed, stream)
@@ -45,11 +45,9 @@ def normal(
     return _exact(layout, source, normal_from_bits, device, dtype)
 
 
-def normal_at(
-    index: torch.Tensor, *, seed: int, stream: int = 0, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    """The elements numbered `index` (int64, any shape, any values) of the stream that `normal` draws from,
-    on the index's device, in its shape; about four times the cost of a contiguous run.
+def normal_at(index: torch.Tensor, *, seed: int, stream: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The elements numbered `index` (int64, any shape, any values) of the stream that `normal` draws from, on the
+    index's device, in its shape; about four times the cost of a contiguous run.
     """
     _check_dtype(dtype)
     return _exact_at(index, Source(seed, stream), normal_from_bits, dtype)
@@ -66,9 +64,9 @@ def uniform(
     dtype: torch.dtype = torch.float32,
     mode: Mode = "exact",
 ) -> torch.Tensor:
-    """Uniform noise on [0, 1): exact multiples of 2**-24 in float32, otherwise as `normal`. A 16-bit `dtype`
-    rounds, so it can reach 1. The same (seed, stream, element) gives the same random bits as `normal`: use
-    another stream where the two must be independent.
+    """Uniform noise on [0, 1): exact multiples of 2**-24 in float32, otherwise as `normal`. A 16-bit `dtype` rounds,
+    so it can reach 1. The same (seed, stream, element) gives the same random bits as `normal`: use another stream
+    where the two must be independent.
     """
     _check_dtype(dtype)
     layout, source = Layout.of(shape, start, row_stride), Source(seed, stream)
@@ -78,9 +76,7 @@ def uniform(
     return _exact(layout, source, _uniform_from_bits, device, dtype)
 
 
-def uniform_at(
-    index: torch.Tensor, *, seed: int, stream: int = 0, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
+def uniform_at(index: torch.Tensor, *, seed: int, stream: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The elements numbered `index` of the stream that `uniform` draws from; see `normal_at`."""
     _check_dtype(dtype)
     return _exact_at(index, Source(seed, stream), _uniform_from_bits, dtype)
@@ -96,8 +92,7 @@ def bits(
     device: Device = None,
 ) -> torch.Tensor:
     """The stream's raw 32-bit words as int64 in [0, 2**32). For stream 0, element 4 * i is what Triton's
-    `tl.randint(seed, i)` returns as an unsigned word, and elements 4 * i to 4 * i + 3 are
-    `tl.randint4x(seed, i)`.
+    `tl.randint(seed, i)` returns as an unsigned word, and elements 4 * i to 4 * i + 3 are `tl.randint4x(seed, i)`.
     """
     layout = Layout.of(shape, start, row_stride)
     return _exact(layout, Source(seed, stream), _unsigned_from_bits, device, torch.int64)
@@ -119,8 +114,8 @@ def integers(
     row_stride: int | None = None,
     device: Device = None,
 ) -> torch.Tensor:
-    """Integers in [`low`, `high`), int64, by multiplying a 32-bit word into the range (probabilities differ
-    by at most 2**-32); a range that is empty or wider than 2**31 is a UsageError.
+    """Integers in [`low`, `high`), int64, by multiplying a 32-bit word into the range (probabilities differ by at most
+    2**-32); a range that is empty or wider than 2**31 is a UsageError.
     """
     if not 0 < high - low <= 1 << 31:
         raise UsageError(f"integers in [{low}, {high}): the range must hold 1 to 2**31 values")
@@ -137,9 +132,7 @@ def _unsigned_from_bits(signed: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _exact(
-    layout: Layout, source: Source, transform: Transform, device: Device, dtype: torch.dtype
-) -> torch.Tensor:
+def _exact(layout: Layout, source: Source, transform: Transform, device: Device, dtype: torch.dtype) -> torch.Tensor:
     out = torch.empty(layout.count, dtype=dtype, device=device)
     fill(out, layout, source, transform, chunk=None)
     return out.view(layout.shape)

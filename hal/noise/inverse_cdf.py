@@ -26,9 +26,9 @@ _EXPONENT_BIAS = 127
 
 
 def normal_from_bits(signed: torch.Tensor) -> torch.Tensor:
-    """Standard normal values, float32, from `signed`, an int32 tensor of uniform random words; x and its
-    bitwise complement give values of opposite sign. Largest magnitude 6.34, resolution 2**-21, absolute
-    error of the quantile below 4e-6.
+    """Standard normal values, float32, from `signed`, an int32 tensor of uniform random words; x and its bitwise
+    complement give values of opposite sign. Largest magnitude 6.34, resolution 2**-21, absolute error of the quantile
+    below 4e-6.
     """
     values, slopes = _tables(signed.device)
     sign = signed >> 31
@@ -52,9 +52,8 @@ def normal_from_bits(signed: torch.Tensor) -> torch.Tensor:
 
 
 def table_entries() -> Iterator[tuple[float, float]]:
-    """Value at the start of each row, in units of `GRID`, and its fall over the row, in quarters of that
-    unit, before rounding; rows follow the bit pattern of the float32 tail, so those below one are unused
-    except that of zero.
+    """Value at the start of each row, in units of `GRID`, and its fall over the row, in quarters of that unit, before
+    rounding; rows follow the bit pattern of the float32 tail, so those below one are unused except that of zero.
     """
     first_octave = _EXPONENT_BIAS * ROWS_PER_OCTAVE
     yield _quantile(0.0, 0.5), 0.0

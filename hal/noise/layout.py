@@ -81,9 +81,16 @@ class Layout:
         return self.rows > 1 and not (self.start % 4 or self.row_stride % 4 or self.width % 4)
 
 
+def chunk_elements(device: torch.device) -> int:
+    """How many elements of noise are made at a time on `device`; a caller that draws as many at a time adds no cost
+    and keeps its own temporaries as small.
+    """
+    return 4 * (HOST_CHUNK if device.type == "cpu" else DEVICE_CHUNK)
+
+
 def fill(out: torch.Tensor, layout: Layout, source: Source, transform: Transform, chunk: int | None) -> None:
     """Write the layout's elements into `out`, flat; `chunk` is the number of blocks made at a time."""
-    size = chunk or (HOST_CHUNK if out.device.type == "cpu" else DEVICE_CHUNK)
+    size = chunk or chunk_elements(out.device) // 4
     if layout.rows == 1:
         _fill_run(out, layout.start, source, transform, size)
     elif layout.aligned:
@@ -94,13 +101,11 @@ def fill(out: torch.Tensor, layout: Layout, source: Source, transform: Transform
         fill_at(out, index.view(-1), source, transform, size)
 
 
-def fill_at(
-    out: torch.Tensor, index: torch.Tensor, source: Source, transform: Transform, chunk: int | None
-) -> None:
-    """Write the stream's elements numbered `index`, flat int64, into `out`; a negative number counts as its
-    64-bit two's complement.
+def fill_at(out: torch.Tensor, index: torch.Tensor, source: Source, transform: Transform, chunk: int | None) -> None:
+    """Write the stream's elements numbered `index`, flat int64, into `out`; a negative number counts as its 64-bit
+    two's complement.
     """
-    size = chunk or (HOST_CHUNK if out.device.type == "cpu" else DEVICE_CHUNK)
+    size = chunk or chunk_elements(out.device) // 4
     for begin in range(0, index.numel(), size):
         piece = index[begin : begin + size]
         block = piece >> 2

@@ -20,9 +20,9 @@ _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 
 
 def philox4x32(counter: tuple[Word, Word, Word, Word], seed: int, rounds: int = ROUNDS) -> Words:
-    """The four 32-bit words of Philox4x32 for `counter` under the 64-bit key `seed`, as int64 tensors with
-    values in [0, 2**32). Each counter word is an integer or an int64 tensor with values in [0, 2**32), at
-    least one of the first two a tensor; words that are plain integers cost nothing until they meet a tensor.
+    """The four 32-bit words of Philox4x32 for `counter` under the 64-bit key `seed`, as int64 tensors with values in
+    [0, 2**32). Each counter word is an integer or an int64 tensor with values in [0, 2**32), at least one of the first
+    two a tensor; words that are plain integers cost nothing until they meet a tensor.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = seed & MASK32, seed >> 32

@@ -8,10 +8,9 @@ from hal.errors import UsageError
 
 
 def stream_key(*parts: int | str) -> int:
-    """A 64-bit key for the stream that `parts` name, such as `stream_key("forward", step, layer, "q_proj")`:
-    BLAKE2b over the typed, length-prefixed parts, so it is the same in every process and on every machine,
-    and differs for (1, "2"), ("1", 2) and ("12",); no part, or one that is neither a string nor an integer,
-    is a UsageError.
+    """A 64-bit key for the stream that `parts` name, such as `stream_key("forward", step, layer, "q_proj")`: BLAKE2b
+    over the typed, length-prefixed parts, so it is the same in every process and on every machine, and differs for (1,
+    "2"), ("1", 2) and ("12",); no part, or one that is neither a string nor an integer, is a UsageError.
     """
     if not parts:
         raise UsageError("stream_key() got no parts: name the stream by at least one string or integer")

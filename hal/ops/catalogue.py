@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from hal.errors import UnsupportedError, UsageError
-
-if TYPE_CHECKING:
-    from hal.ops.sampling import SampleSpec
+from hal.ops.sampling import SampleSpec
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -20,10 +18,13 @@ Arguments = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Op:
-    """One operator: its `name`, a `signature` that states shapes, the `default` implementation in plain
-    torch for any device, the float64 `reference` on the host that defines the right result, a `sample`
-    function that makes reproducible arguments, whether it is `differentiable`, and the input `dtypes` it
-    takes.
+    """One operator: its `name`, a `signature` that states shapes, the `default` implementation in plain torch for any
+    device, the float64 `reference` on the host that defines the right result, a `sample` function that makes
+    reproducible arguments on the host, whether it is `differentiable`, and the input `dtypes` it takes. `error_scale`,
+    with the same arguments and result structure as `reference`, gives the size in float64 of the terms a result is
+    made of, against which rounding is judged (see `hal.ops.precision.error_bound`); None means the result's own size.
+    An `exact` operator must return the reference bit for bit. `inapplicable` maps a value range of `SampleSpec` to the
+    reason why this operator has none.
     """
 
     name: str
@@ -33,6 +34,9 @@ class Op:
     sample: Callable[[SampleSpec], Arguments]
     differentiable: bool = True
     dtypes: tuple[torch.dtype, ...] = FLOATING
+    error_scale: Callable[..., Any] | None = None
+    exact: bool = False
+    inapplicable: Mapping[str, str] = field(default_factory=dict)
 
 
 CATALOGUE: dict[str, Op] = {}
@@ -47,8 +51,8 @@ def register(op: Op) -> Op:
 
 
 class OpTable:
-    """The catalogue as one backend runs it: `table.matmul(a, b)` calls the backend's own implementation
-    where it has one and the default otherwise.
+    """The catalogue as one backend runs it: `table.matmul(a, b)` calls the backend's own implementation where it has
+    one and the default otherwise.
     """
 
     def __init__(

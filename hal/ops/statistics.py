@@ -1,94 +1,32 @@
-"""Statistics of a tensor: moments, quantiles, histogram, repeated values.
+"""Order and frequency statistics of a tensor: quantiles, histogram, repeated values.
 
 Device work is float32 or integer, never float64, which some accelerators narrow without saying so.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from hal.errors import UsageError
+from hal.ops.catalogue import Arguments, Op, register
+from hal.ops.moments import Moments, flatten, merge, moments
+from hal.ops.precision import host64
+from hal.ops.sampling import SampleSpec
 
-ROW = 4096  # elements summed in float32 before the host goes on in float64
-_HOST_CHUNK = 16 * ROW
-_DEVICE_CHUNK = 4096 * ROW
-_EXPONENT = 0x7F800000  # exponent field of a float32
-_ONE_TWICE = 254 << 23  # twice the exponent field of 1.0
+__all__ = ["Moments", "Repeats", "even_edges", "histogram", "merge", "moments", "multiplicity", "quantile"]
 
-
-class Moments(NamedTuple):
-    """Number of elements, their mean, and the sums of the second to fourth powers of their deviations from
-    it (Pébay, SAND2008-6212): enough to merge chunks exactly. Non-finite elements make all but the size NaN.
-    """
-
-    size: int
-    mean: float
-    m2: float
-    m3: float
-    m4: float
-
-    @property
-    def variance(self) -> float:
-        """Population variance, m2 / n; NaN without elements."""
-        return self.m2 / self.size if self.size else math.nan
-
-    @property
-    def standard_deviation(self) -> float:
-        """Square root of the population variance."""
-        return math.sqrt(self.variance)
-
-    @property
-    def skewness(self) -> float:
-        """Third standardised moment; NaN where the variance is zero."""
-        return math.sqrt(self.size) * self.m3 / self.m2**1.5 if self.m2 else math.nan
-
-    @property
-    def kurtosis(self) -> float:
-        """Fisher (excess) kurtosis, n * m4 / m2**2 - 3, zero for a Gaussian; NaN at zero variance."""
-        return self.size * self.m4 / self.m2**2 - 3.0 if self.m2 else math.nan
-
-    def merge(self, *others: Moments) -> Moments:
-        """The moments of this and the `others`' elements together."""
-        return merge((self, *others))
-
-
-def merge(parts: Iterable[Moments]) -> Moments:
-    """The moments of all elements of `parts` together, in any order and grouping."""
-    columns = [torch.tensor(column, dtype=torch.float64) for column in zip(*parts, strict=True)]
-    if not columns:
-        return Moments(0, 0.0, 0.0, 0.0, 0.0)
-    count, mean, *sums = columns
-    return _around_common_mean(count, mean, [torch.zeros_like(mean), *sums])
-
-
-@torch.no_grad()
-def moments(x: torch.Tensor) -> Moments:
-    """Moments of all elements of `x` (any shape, floating) in one pass: rows of 4096 elements are scaled by
-    an exact power of two and summed about their own mean in float32, then joined in float64 on the host, so
-    neither a large offset nor values near overflow lose accuracy. Waits for the device.
-    """
-    flat = _flatten(x)
-    size = _HOST_CHUNK if x.device.type == "cpu" else _DEVICE_CHUNK
-    whole = flat.numel() // ROW * ROW
-    pieces = [piece.view(-1, ROW) for piece in torch.split(flat[:whole], size)] if whole else []
-    if whole < flat.numel():
-        pieces.append(flat[whole:].view(1, -1))
-    if not pieces:
-        return Moments(0, 0.0, 0.0, 0.0, 0.0)
-    inverse, centre, *sums = torch.cat([_row_sums(piece) for piece in pieces], 1).cpu().double()
-    count = torch.full_like(centre, ROW)
-    count[-1] = flat.numel() - ROW * (len(count) - 1)
-    powers = [total / inverse**power for power, total in enumerate(sums, 1)]
-    return _around_common_mean(count, centre / inverse, powers)
+_DEVICE_CHUNK = 1 << 24
 
 
 class Repeats(NamedTuple):
-    """The most frequent exact values of a tensor, most frequent first, as float32 on the host, and how often
-    each occurs (int64).
+    """The most frequent exact values of a tensor, most frequent first, as float32 on the host, and how often each
+    occurs (int64).
     """
 
     values: torch.Tensor
@@ -97,12 +35,11 @@ class Repeats(NamedTuple):
 
 @torch.no_grad()
 def multiplicity(x: torch.Tensor, top: int = 1) -> Repeats:
-    """The `top` most frequent exact values of `x` (float32, bfloat16 or float16, any shape; fewer where it
-    has fewer distinct values). Zeros of either sign are one value, NaNs of any payload too; of values
-    equally frequent the one with the smaller bit pattern, read as a signed integer, comes first. Waits for
-    the device.
+    """The `top` most frequent exact values of `x` (float32, bfloat16 or float16, any shape; fewer where it has fewer
+    distinct values). Zeros of either sign are one value, NaNs of any payload too; of values equally frequent the one
+    with the smaller bit pattern, read as a signed integer, comes first. Waits for the device.
     """
-    flat = _flatten(x)
+    flat = flatten(x)
     if top < 1:
         raise UsageError(f"multiplicity of the top {top} values was asked for: give at least 1")
     if flat.dtype == torch.float32:
@@ -120,15 +57,12 @@ def multiplicity(x: torch.Tensor, top: int = 1) -> Repeats:
 
 @torch.no_grad()
 def quantile(x: torch.Tensor, q: Sequence[float]) -> torch.Tensor:
-    """The quantiles `q` (each in [0, 1]) of all elements of `x`, float32 [len(q)] on its device,
-    interpolated linearly between order statistics; NaN if `x` holds a NaN. No limit on the number of
-    elements but memory.
+    """The quantiles `q` (each in [0, 1]) of all elements of `x`, float32 [len(q)] on its device, interpolated linearly
+    between order statistics; NaN if `x` holds a NaN. No limit on the number of elements but memory.
     """
-    flat = _flatten(x).to(torch.float32)
+    flat = flatten(x).to(torch.float32)
     if not flat.numel() or not all(0.0 <= level <= 1.0 for level in q):
-        raise UsageError(
-            f"quantiles {list(q)} of {flat.numel()} elements: levels in [0, 1] of at least one element"
-        )
+        raise UsageError(f"quantiles {list(q)} of {flat.numel()} elements: levels in [0, 1] of at least one element")
     ordered = flat.sort().values
     positions = [level * (flat.numel() - 1) for level in q]
     below = torch.tensor([math.floor(position) for position in positions], device=x.device)
@@ -143,9 +77,9 @@ def quantile(x: torch.Tensor, q: Sequence[float]) -> torch.Tensor:
 
 @torch.no_grad()
 def histogram(x: torch.Tensor, edges: Sequence[float] | torch.Tensor) -> torch.Tensor:
-    """How many elements of `x` lie in each bin, int64 [len(edges) - 1] on its device. Bin i holds edges[i]
-    <= x < edges[i + 1], the last one its upper edge too; elements outside and NaNs are in none. Edges are
-    rounded to float32 and must then increase, or a UsageError says so.
+    """How many elements of `x` lie in each bin, int64 [len(edges) - 1] on its device. Bin i holds edges[i] <= x <
+    edges[i + 1], the last one its upper edge too; elements outside and NaNs are in none. Edges are rounded to float32
+    and must then increase, or a UsageError says so.
     """
     host = torch.as_tensor(edges, dtype=torch.float32, device="cpu")
     if host.dim() != 1 or len(host) < 2 or not bool((host[1:] > host[:-1]).all()):
@@ -153,7 +87,7 @@ def histogram(x: torch.Tensor, edges: Sequence[float] | torch.Tensor) -> torch.T
     bins, last = len(host) - 1, float(host[-1])
     device_edges = host.to(x.device)
     total = torch.zeros(bins + 2, dtype=torch.int64, device=x.device)
-    for piece in torch.split(_flatten(x), _DEVICE_CHUNK):
+    for piece in torch.split(flatten(x), _DEVICE_CHUNK):
         values = piece.to(torch.float32)
         place = torch.bucketize(values, device_edges, right=True)
         place = torch.where(values == last, bins, place)
@@ -162,44 +96,10 @@ def histogram(x: torch.Tensor, edges: Sequence[float] | torch.Tensor) -> torch.T
 
 
 def even_edges(low: float, high: float, bins: int) -> list[float]:
-    """`bins + 1` evenly spaced edges from `low` to `high`, computed on the host so that every device gets
-    the same ones.
+    """`bins + 1` evenly spaced edges from `low` to `high`, computed on the host so that every device gets the same
+    ones.
     """
     return [low + (high - low) * index / bins for index in range(bins)] + [high]
-
-
-def _flatten(x: torch.Tensor) -> torch.Tensor:
-    if not x.is_floating_point():
-        raise UsageError(
-            f"statistics of a tensor of dtype {x.dtype} were asked for: give a floating-point tensor"
-        )
-    return x.detach().reshape(-1)
-
-
-def _row_sums(rows: torch.Tensor) -> torch.Tensor:
-    """Per row [6, R]: the power of two it was scaled by, its centre, and the power sums about the centre."""
-    values = rows.to(torch.float32)
-    exponent = values.abs().amax(-1, keepdim=True).view(torch.int32) & _EXPONENT
-    inverse = (_ONE_TWICE - exponent).clamp_(min=1 << 23).view(torch.float32)
-    values = values * inverse
-    centre = values.mean(-1, keepdim=True)
-    deviation = values.sub_(centre)
-    square = deviation * deviation
-    first, second = deviation.sum(-1), square.sum(-1)
-    third = deviation.mul_(square).sum(-1)
-    return torch.stack([inverse[:, 0], centre[:, 0], first, second, third, square.square_().sum(-1)])
-
-
-def _around_common_mean(count: torch.Tensor, centre: torch.Tensor, sums: list[torch.Tensor]) -> Moments:
-    """Join parts given by their power sums about a centre each; float64 on the host."""
-    first, second, third, fourth = sums
-    total = count.sum()
-    mean = (count * centre + first).sum() / total
-    shift = centre - mean
-    m2 = second + 2 * shift * first + count * shift**2
-    m3 = third + 3 * shift * second + 3 * shift**2 * first + count * shift**3
-    m4 = fourth + 4 * shift * third + 6 * shift**2 * second + 4 * shift**3 * first + count * shift**4
-    return Moments(int(total), float(mean), float(m2.sum()), float(m3.sum()), float(m4.sum()))
 
 
 def _canonical_bits(flat: torch.Tensor) -> torch.Tensor:
@@ -213,3 +113,97 @@ def _canonical_bits(flat: torch.Tensor) -> torch.Tensor:
     magnitude = code & (0x7FFFFFFF if integer == torch.int32 else 0x7FFF)
     code = torch.where(magnitude == 0, magnitude, code)
     return torch.where(magnitude > infinity, magnitude.clamp(max=infinity + 1), code)
+
+
+def _quantile_parts(x: torch.Tensor, q: Sequence[float]) -> list[tuple[float, float, float]]:
+    ordered = sorted(host64(x).flatten().tolist())
+    if any(math.isnan(value) for value in ordered):
+        return [(math.nan, math.nan, 0.0)] * len(q)
+    places = [level * (len(ordered) - 1) for level in q]
+    return [(ordered[math.floor(place)], ordered[math.ceil(place)], place % 1.0) for place in places]
+
+
+def _quantile_reference(x: torch.Tensor, q: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(
+        [
+            low if weight == 0 or low == high else low * (1 - weight) + high * weight
+            for low, high, weight in _quantile_parts(x, q)
+        ],
+        dtype=torch.float64,
+    )
+
+
+def _quantile_scale(x: torch.Tensor, q: Sequence[float]) -> torch.Tensor:
+    return torch.tensor([abs(low) + abs(high) for low, high, _ in _quantile_parts(x, q)], dtype=torch.float64)
+
+
+def _histogram_reference(x: torch.Tensor, edges: Sequence[float]) -> torch.Tensor:
+    exact = torch.tensor(edges, dtype=torch.float32).tolist()
+    counts = [0] * (len(exact) - 1)
+    for value in host64(x).flatten().tolist():
+        for place, (low, high) in enumerate(itertools.pairwise(exact)):
+            last = place == len(counts) - 1
+            counts[place] += low <= value < high or (last and value == high)
+    return torch.tensor(counts)
+
+
+def _multiplicity_reference(x: torch.Tensor, top: int = 1) -> Repeats:
+    integer = torch.int32 if x.dtype == torch.float32 else torch.int16
+    values = torch.where(x.isnan(), math.nan, torch.where(x == 0, 0.0, x)).cpu().flatten()
+    frequency = Counter(values.view(integer).tolist())
+    chosen = sorted(frequency.items(), key=lambda item: (-item[1], item[0]))[:top]
+    patterns = torch.tensor([pattern for pattern, _ in chosen], dtype=integer)
+    return Repeats(patterns.view(x.dtype).float(), torch.tensor([count for _, count in chosen]))
+
+
+def _sample(spec: SampleSpec) -> torch.Tensor:
+    return spec.data("x", *spec.pick(tiny=(2, 8), odd=(3, 5, 37), large=(64, 257)))
+
+
+def _sample_quantile(spec: SampleSpec) -> Arguments:
+    return _sample(spec), (0.0, 0.001, 0.25, 0.5, 0.999, 1.0)
+
+
+def _sample_histogram(spec: SampleSpec) -> Arguments:
+    return _sample(spec), tuple(even_edges(-3.0, 3.0, 12))
+
+
+def _sample_multiplicity(spec: SampleSpec) -> Arguments:
+    x = _sample(spec)
+    x.view(-1)[::3] = x.view(-1)[0].clone()
+    return x, 3
+
+
+QUANTILE = register(
+    Op(
+        "quantile",
+        "quantile(x[...], q: sequence of float) -> [len(q)] float32",
+        quantile,
+        _quantile_reference,
+        _sample_quantile,
+        differentiable=False,
+        error_scale=_quantile_scale,
+    )
+)
+HISTOGRAM = register(
+    Op(
+        "histogram",
+        "histogram(x[...], edges[B + 1]) -> [B] int64",
+        histogram,
+        _histogram_reference,
+        _sample_histogram,
+        differentiable=False,
+        exact=True,
+    )
+)
+MULTIPLICITY = register(
+    Op(
+        "multiplicity",
+        "multiplicity(x[...], top: int = 1) -> Repeats(values[top] float32, counts[top] int64)",
+        multiplicity,
+        _multiplicity_reference,
+        _sample_multiplicity,
+        differentiable=False,
+        exact=True,
+    )
+)
