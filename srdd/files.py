@@ -25,9 +25,11 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
         temporary.chmod(0o644)
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        if isinstance(error, OSError):
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise
 
 
 def require_writable(path: Path) -> None:

@@ -27,7 +27,8 @@ def read_prompts(path: Path) -> list[str]:
     if path.suffix not in (".txt", ".jsonl"):
         raise UsageError(f"prompts file {path} must end in .txt or .jsonl")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: it would also cut at separators that JSON allows inside a string.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read prompts file {path}: {error}") from error
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]

@@ -66,11 +66,17 @@ class Walk:
 
     def __init__(self, stack: LayerStack, visit: Callable[[LayerVisit], None]) -> None:
         self.layer_runs = 0
+        self.own_runs = 0
         self.visited: set[int] = set()
         self._stack = stack
         self._visit = visit
         self._probing = False
         self._pending: LayerCall | None = None
+
+    @property
+    def forward_equivalents(self) -> float:
+        """Runs of layers in units of the model's own forward pass, which may use a layer several times."""
+        return self.layer_runs / max(self.own_runs, 1)
 
     def run(self, forward: Callable[[], Any]) -> None:
         """Walk during `forward()`; every hook is gone when it returns or raises."""
@@ -89,6 +95,8 @@ class Walk:
             if self._probing or self._pending is None:
                 return
             call, self._pending = self._pending, None
+            self.own_runs += 1
+            self.layer_runs += 1
             if index in self.visited:  # a layer whose weights are shared is met again: once is enough
                 return
             self.visited.add(index)
@@ -97,7 +105,7 @@ class Walk:
                 stream = hidden_states(output).reshape(call.stream.shape).detach()
                 visit = LayerVisit(index, self._stack.site(index), call, stream)
                 self._visit(visit)
-                self.layer_runs += 1 + visit.runs
+                self.layer_runs += visit.runs
             finally:
                 self._probing = False
 

@@ -14,8 +14,9 @@ def measure_gain(samples: LayerSamples) -> Gain:
     """The gain under the random perturbation, and the quantiles and count under the DC offset; NaN and 0
     where the excitation could not be made.
     """
-    lowest, highest, discrete = _offset_response(samples)
-    return Gain(_small_signal_gain(samples), lowest, highest, discrete)
+    with np.errstate(invalid="ignore"):  # a response may overflow: what is read from it is then not finite
+        lowest, highest, discrete = _offset_response(samples)
+        return Gain(_small_signal_gain(samples), lowest, highest, discrete)
 
 
 def _small_signal_gain(samples: LayerSamples) -> float:

@@ -35,14 +35,14 @@ def measure_shape(samples: LayerSamples) -> Shape:
 
 
 def _pile_up(magnitude: Array, top: float) -> float:
-    """Occupancy of the outermost bin over the mean of those inside it, one added to each so that empty tails
-    give 1.
+    """Occupancy of the outermost bin, the maximum itself left out, over the mean of those inside it, one
+    added to each: a lone maximum far out in an empty tail gives 1.
     """
     if top == 0:
         return 1.0
     counts, _ = np.histogram(magnitude, bins=BINS, range=(0.0, top))
     inside = counts[-1 - INSIDE : -1].mean()
-    return float((counts[-1] + 1) / (inside + 1))
+    return float(counts[-1] / (inside + 1))
 
 
 def _chance_ties(magnitude: Array, top: float, unit_roundoff: float) -> float:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from srdd.measurements import Stability
-from srdd.probes.samples import TINY, LayerSamples
+from srdd.probes.samples import TINY, Array, LayerSamples
+
+BEYOND = 1e60  # stands for a difference that is not finite; its square is still a float64
 
 
 def measure_stability(samples: LayerSamples) -> Stability:
     """Compare each repetition with the first run. A difference is judged in units of the rounding error that
     another order of summation may cause: unit roundoff times (|output| + |input| + rms(update)) of that
-    element.
+    element; one that is not finite exceeds any bound.
     """
     first, repeats = samples.output, samples.repeats()
-    differences = [repeat.output - first for repeat in repeats]
+    differences = [_finite(repeat.output - first) for repeat in repeats]
     allowance = samples.unit_roundoff * (np.abs(first) + np.abs(samples.stream) + np.sqrt(np.mean(samples.update**2)))
     allowance = np.maximum(allowance, TINY)
     scaled = [np.abs(difference) / allowance for difference in differences]
@@ -29,3 +31,7 @@ def measure_stability(samples: LayerSamples) -> Stability:
         element=float(np.max(scaled)),
         changed=float(moved[:, concerned].mean()) if concerned.any() else 0.0,
     )
+
+
+def _finite(difference: Array) -> Array:
+    return np.nan_to_num(difference, nan=BEYOND, posinf=BEYOND, neginf=-BEYOND)

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srdd.excitation import AMPLIFICATION_BITS, OFFSET, PERTURBATION, REPEATS, excitations
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ALL = ["repeat_0", "repeat_1", "perturbed", "offset_up", "offset_down", "amplified"]
+
+
+def stream(dtype=torch.float32, scale=1.0, seed=0, shape=(4, 16, 64)):
+    return (scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def by_name(x, layer=3, seed=0):
+    return {entry.name: entry for entry in excitations(x, layer, seed)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_usual_stream_gives_every_excitation_in_its_own_form(dtype):
+    x = stream(dtype)
+    before = x.clone()
+    made = by_name(x)
+    assert list(made) == ALL
+    assert all((entry.stream.shape, entry.stream.dtype) == (x.shape, dtype) for entry in made.values())
+    assert torch.equal(x, before)
+
+
+def test_repeats_are_the_stream_itself():
+    x = stream()
+    made = by_name(x)
+    assert REPEATS == 2
+    assert all(torch.equal(made[f"repeat_{trial}"].stream, x) for trial in range(REPEATS))
+
+
+@given(st.integers(-20, 20), st.integers(0, 10))
+def test_the_perturbation_is_a_tenth_of_the_streams_size(exponent, seed):
+    x = stream(scale=2.0**exponent)
+    entry = by_name(x, seed=seed)["perturbed"]
+    change = entry.stream.double() - x.double()
+    assert entry.size == pytest.approx(PERTURBATION * float(x.std(correction=0)), rel=1e-5)
+    assert float(change.std()) == pytest.approx(entry.size, rel=0.05)
+    assert abs(float(change.mean())) < 0.1 * entry.size
+
+
+@given(st.integers(-20, 20))
+def test_the_offsets_are_fifty_standard_deviations_either_way(exponent):
+    x = stream(scale=2.0**exponent)
+    made = by_name(x)
+    size = OFFSET * float(x.std(correction=0))
+    assert made["offset_up"].size == pytest.approx(size)
+    assert made["offset_down"].size == pytest.approx(-size)
+    for name in ("offset_up", "offset_down"):
+        torch.testing.assert_close(made[name].stream, x + made[name].size)
+
+
+@given(st.sampled_from(DTYPES), st.floats(1e-4, 1e5), st.integers(0, 3))
+def test_an_excitation_stays_in_the_dtypes_range_and_amplification_is_exact(dtype, scale, seed):
+    x = stream(dtype, min(scale, 1e3) if dtype == torch.float16 else scale, seed)
+    for entry in by_name(x).values():
+        assert bool(torch.isfinite(entry.stream).all())
+        if entry.name == "amplified":
+            assert 2 <= entry.size <= 2**AMPLIFICATION_BITS
+            assert torch.equal(entry.stream.double(), x.double() * entry.size)
+            assert float(entry.stream.abs().max()) <= torch.finfo(dtype).max / 4
+
+
+def test_a_stream_near_the_end_of_the_range_is_neither_offset_nor_amplified():
+    x = stream(torch.float16)
+    x[0, 0, 0] = 60000
+    assert list(by_name(x)) == ALL[:3]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -7.5])
+def test_a_constant_stream_is_only_repeated(value):
+    assert list(by_name(torch.full((2, 3, 8), value))) == ALL[:REPEATS]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_stream_that_is_not_finite_is_only_repeated(value):
+    x = stream()
+    x[0, 0, 0] = value
+    assert list(by_name(x)) == ALL[:REPEATS]
+
+
+def test_a_single_token_is_excited_too():
+    assert list(by_name(stream(shape=(1, 1, 64)))) == ALL
+
+
+def test_the_same_seed_and_layer_give_the_same_inputs_whatever_the_programs_seed():
+    x = stream()
+    torch.manual_seed(0)
+    first = by_name(x)["perturbed"].stream
+    drawn = torch.rand(4)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(4))
+    assert torch.equal(first, by_name(x)["perturbed"].stream)
+    assert not torch.equal(first, by_name(x, layer=4)["perturbed"].stream)
+    assert not torch.equal(first, by_name(x, seed=1)["perturbed"].stream)
+
+
+def test_excitations_are_made_one_at_a_time():
+    assert iter(excitations(stream(), 0, 0)) is not None
+    assert next(excitations(torch.full((1, 1, 4), torch.nan), 0, 0)).name == "repeat_0"

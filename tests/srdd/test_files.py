@@ -1,0 +1,95 @@
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from hal.errors import UsageError
+from srdd.files import require_writable, write_text
+
+
+def test_text_is_written_as_given(tmp_path):
+    path = tmp_path / "a.json"
+    write_text(path, "größer\n")
+    assert path.read_bytes() == "größer\n".encode()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_old_file_is_replaced(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old and longer")
+    write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+class Full:
+    """A file on a full disk: it takes a part, then fails."""
+
+    def __init__(self, file, error):
+        self._file, self._error = file, error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def write(self, text):
+        self._file.write(text[:2])
+        self._file.flush()
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(OSError(28, "No space left on device"), UsageError), (KeyboardInterrupt(), KeyboardInterrupt)],
+    ids=["disk full", "interrupt"],
+)
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, error, expected):
+    path, fdopen = tmp_path / "a.json", os.fdopen
+    path.write_text("old")
+    monkeypatch.setattr(os, "fdopen", lambda *args, **kwargs: Full(fdopen(*args, **kwargs), error))
+    with pytest.raises(expected) as caught:
+        write_text(path, "new text")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    if expected is UsageError:
+        assert str(caught.value) == f"cannot write {path}: No space left on device"
+
+
+def test_a_rename_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+
+    def refuse(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(UsageError, match="Operation not permitted"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_directory_is_named(tmp_path):
+    path = tmp_path / "none" / "a.json"
+    for check in (require_writable, lambda path: write_text(path, "x")):
+        with pytest.raises(UsageError, match=r"cannot write .*none/a\.json.* choose a"):
+            check(path)
+
+
+def test_a_directory_is_no_file(tmp_path):
+    with pytest.raises(UsageError, match="cannot write"):
+        require_writable(tmp_path)
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(UsageError, match="cannot write"):
+        require_writable(tmp_path / "a" / "b.json")
+
+
+def test_asking_whether_a_file_can_be_written_leaves_no_trace(tmp_path):
+    require_writable(tmp_path / "a.json")
+    assert list(tmp_path.iterdir()) == []
