@@ -81,5 +81,5 @@ def _rounded_table() -> tuple[tuple[int, ...], tuple[int, ...]]:
 @functools.cache
 def _tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode(False):  # a cached inference tensor would fail later under autograd
-        values, slopes = (torch.tensor(column, dtype=torch.int32) for column in _rounded_table())
-        return values.to(device), slopes.to(device)
+        values, slopes = (torch.tensor(column, dtype=torch.int32, device=device) for column in _rounded_table())
+        return values, slopes
