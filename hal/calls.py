@@ -28,11 +28,15 @@ class LayerCall:
 
     def replay(self, stream: torch.Tensor, layer: nn.Module | None = None) -> Any:
         """What the layer (or a copy of it) returns when its residual stream is `stream` and every other
-        argument is as captured, moved to the stream's device. Hooks on the layer run as in any call.
+        argument is as captured, moved to the stream's device. A stream of another dtype than the captured one
+        brings all floating-point arguments to its dtype, so that a wider replay is wide throughout. Hooks on
+        the layer run as in any call.
         """
         module = self.layer if layer is None else layer
-        args = list(_to_device(self._args, stream))
-        kwargs = dict(_to_device(self._kwargs, stream))
+        # Of the same dtype, a float32 argument of a half-precision layer must stay float32: it is the same call.
+        dtype = None if stream.dtype == self.stream.dtype else stream.dtype
+        args = list(_moved(self._args, stream.device, dtype))
+        kwargs = dict(_moved(self._kwargs, stream.device, dtype))
         _put(args, kwargs, self._hidden, stream.clone())
         if self._residual is not None:
             _put(args, kwargs, self._residual, torch.zeros_like(stream))
@@ -43,7 +47,8 @@ def capture_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Describe a call of `layer` before it runs. The first floating-point tensor of three or more dimensions,
     or of two where there is none, is its hidden states; a tensor of the same shape passed as `residual` or
     right after it belongs to the stream too. The stream is copied because layers may write into their input.
-    Raises HookError when no argument can be the stream.
+    The model must run without a key-value cache, which would grow with each replay. Raises HookError when no
+    argument can be the stream.
     """
     places = [place for place, value in _named(args, kwargs) if _is_activation(value)]
     wide = [place for place in places if _get(args, kwargs, place).dim() >= 3]
@@ -99,14 +104,12 @@ def _put(args: list[Any], kwargs: dict[str, Any], place: _Place, value: torch.Te
         args[place] = value
 
 
-def _to_device(value: Any, like: torch.Tensor) -> Any:
-    """Move tensors in nested arguments to `like`'s device; floating-point ones also take its dtype, so that a
-    wider replay is wide throughout.
-    """
+def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """Nested arguments with their tensors on `device`, the floating-point ones in `dtype` unless it is None."""
     if isinstance(value, torch.Tensor):
-        return value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device)
+        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
     if isinstance(value, dict):
-        return {key: _to_device(item, like) for key, item in value.items()}
+        return {key: _moved(item, device, dtype) for key, item in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(_to_device(item, like) for item in value)
+        return type(value)(_moved(item, device, dtype) for item in value)
     return value

@@ -82,3 +82,35 @@ def _open_check(file: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file} is truncated or not safetensors ({error}): copy it again") from error
+
+
+class CheckpointWeights:
+    """The weights of a checkpoint directory by name, read one at a time. Names are tried as they are, and
+    without or with their first part, because checkpoints of a bare model and of one with a head differ in
+    that.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file_of: dict[str, Path] = {}
+        for file in weight_files(directory):
+            with safe_open(file, framework="pt") as tensors:
+                self._file_of.update(dict.fromkeys(tensors.keys(), file))
+
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """The weight called `name` on the host, in the checkpoint's dtype, or None when no weight has that
+        name.
+        """
+        stored = self._stored_name(name)
+        if stored is None:
+            return None
+        with safe_open(self._file_of[stored], framework="pt") as tensors:
+            weight: torch.Tensor = tensors.get_tensor(stored)
+        return weight
+
+    def _stored_name(self, name: str) -> str | None:
+        bare = name.partition(".")[2]
+        candidates = [name, bare, *(f"{prefix}.{name}" for prefix in self._prefixes())]
+        return next((candidate for candidate in candidates if candidate in self._file_of), None)
+
+    def _prefixes(self) -> set[str]:
+        return {stored.partition(".")[0] for stored in self._file_of}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hal.errors import HookError
-from hal.operators import OPERATORS, OperatorTransform
+from hal.operators import OPERATORS, OperatorScope
 from hal.outputs import Role, hidden_states, with_hidden_states
 
 TensorFunction = Callable[[torch.Tensor], torch.Tensor]
@@ -25,13 +25,15 @@ class Hooks:
 
     Sites are dotted module names ("model.layers.3", "model.layers.3.mlp.down_proj"). Hooks on one site
     run in the order in which they were attached, each seeing what the one before it returned. `counts`
-    says how often each site was hit.
+    says how often the hooks of each site ran, an operator's under "SITE:OPERATOR".
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.counts: Counter[str] = Counter()
         self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self._scopes: dict[str, OperatorScope] = {}
         self._handles = ExitStack()
+        self._ended = False
 
     def __enter__(self) -> Hooks:
         """Return the set; hooks attached before or inside the block are removed when it ends."""
@@ -41,6 +43,7 @@ class Hooks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove every hook of this set."""
+        self._ended = True
         self._handles.close()
 
     def observe(self, site: str, callback: Callable[[torch.Tensor], None], role: Role = "layer") -> None:
@@ -85,21 +88,21 @@ class Hooks:
             self.counts[key] += 1
             return _same_form(key, result, function(result))
 
-        active: list[ExitStack] = []
+        if key not in self._scopes:
+            self._scopes[key] = self._scope(self._module(site), operator)
+        self._scopes[key].functions.append(counted)
 
-        def enter(_module: nn.Module, _args: Any) -> None:
-            active.append(ExitStack())
-            active[-1].enter_context(OperatorTransform(operator, counted))
-
-        def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-            active.pop().close()
-
-        module = self._module(site)
-        self._keep(module.register_forward_pre_hook(enter))
-        # always_call: the mode must end even when the module raises.
-        self._keep(module.register_forward_hook(leave, always_call=True))
+    def _scope(self, module: nn.Module, operator: str) -> OperatorScope:
+        scope = OperatorScope(operator)
+        self._keep(module.register_forward_pre_hook(scope.enter))
+        # Before the other forward hooks, whose own operators are not the module's; always_call, because the
+        # scope must end even when the module raises.
+        self._keep(module.register_forward_hook(scope.leave, prepend=True, always_call=True))
+        return scope
 
     def _module(self, site: str) -> nn.Module:
+        if self._ended:
+            raise HookError(f"cannot hook '{site}': this set of hooks has ended; attach inside its with block")
         if site not in self._modules:
             raise HookError(f"the model has no module '{site}'; {_nearest(site, self._modules)}")
         return self._modules[site]
@@ -108,13 +111,19 @@ class Hooks:
         self._handles.callback(handle.remove)
 
 
-def _same_form(site: str, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    if after.shape != before.shape or after.dtype != before.dtype:
+def _same_form(site: str, before: torch.Tensor, after: Any) -> torch.Tensor:
+    if not isinstance(after, torch.Tensor):
+        raise HookError(f"the transform at '{site}' returned {type(after).__name__}: it must return a tensor")
+    if (after.shape, after.dtype, after.device) != (before.shape, before.dtype, before.device):
         raise HookError(
-            f"the transform at '{site}' returned {tuple(after.shape)} {after.dtype} for "
-            f"{tuple(before.shape)} {before.dtype}: a transform keeps shape and dtype"
+            f"the transform at '{site}' returned {_form(after)} for {_form(before)}: "
+            "a transform keeps shape, dtype and device"
         )
     return after
+
+
+def _form(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
 
 
 def _nearest(site: str, modules: dict[str, nn.Module]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -16,6 +18,7 @@ OPERATORS: Mapping[str, frozenset[Callable[..., Any]]] = {
         {
             torch.matmul,
             torch.mm,
+            torch.linalg.matmul,
             torch.Tensor.matmul,
             torch.Tensor.mm,
             torch.Tensor.__matmul__,
@@ -23,7 +26,7 @@ OPERATORS: Mapping[str, frozenset[Callable[..., Any]]] = {
         }
     ),
     "bmm": frozenset({torch.bmm, torch.Tensor.bmm, torch.baddbmm, torch.Tensor.baddbmm}),
-    "softmax": frozenset({functional.softmax, torch.softmax, torch.Tensor.softmax}),
+    "softmax": frozenset({functional.softmax, torch.softmax, torch.special.softmax, torch.Tensor.softmax}),
     "silu": frozenset({functional.silu}),
     "gelu": frozenset({functional.gelu}),
     "layer_norm": frozenset({functional.layer_norm, torch.layer_norm}),
@@ -53,3 +56,35 @@ class OperatorTransform(TorchFunctionMode):
         """Run `func` and transform its result if it is one of the operator's spellings."""
         result = func(*args, **(kwargs or {}))
         return self._function(result) if func in self._spellings else result
+
+
+class OperatorScope:
+    """Keeps the results of one operator passing through `functions`, in their order, while a module runs:
+    `enter` and `leave` are that module's hooks. A module that calls itself, or is called again before it has
+    returned, is one scope.
+    """
+
+    def __init__(self, operator: str) -> None:
+        self.functions: list[Callable[[torch.Tensor], torch.Tensor]] = []
+        self._mode = OperatorTransform(operator, self._apply)
+        self._active = ExitStack()
+        self._depth = 0
+
+    def enter(self, _module: nn.Module, _args: Any) -> None:
+        """Begin, as a forward pre-hook."""
+        if self._depth == 0:
+            self._active.enter_context(self._mode)
+        self._depth += 1
+
+    def leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """End, as a forward hook that is always called."""
+        if self._depth == 0:  # another pre-hook raised before this scope began
+            return
+        self._depth -= 1
+        if self._depth == 0:
+            self._active.close()
+
+    def _apply(self, result: torch.Tensor) -> torch.Tensor:
+        for function in self.functions:
+            result = function(result)
+        return result

@@ -31,8 +31,14 @@ def with_hidden_states(output: Any, hidden: torch.Tensor, role: Role = "layer") 
         return hidden
     _, residual = _split(output, role)
     if residual is not None:
-        return type(output)((hidden, torch.zeros_like(hidden)))
-    return type(output)((hidden, *output[1:]))
+        return _like(output, (hidden, torch.zeros_like(hidden)))
+    return _like(output, (hidden, *output[1:]))
+
+
+def _like(output: Any, entries: tuple[Any, ...]) -> Any:
+    # A named tuple's constructor takes its entries one by one.
+    make = getattr(type(output), "_make", type(output))
+    return make(entries)
 
 
 def _split(output: Any, role: Role) -> tuple[torch.Tensor, torch.Tensor | None]:

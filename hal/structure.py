@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -56,3 +58,15 @@ def _is_stack(container: nn.Module) -> bool:
     # Hybrid models alternate two or three block classes; a plain pipeline of different modules is not a stack.
     classes = {type(layer) for layer in layers}
     return bool(layers) and composed and owning and (len(layers) == 1 or len(classes) <= len(layers) // 2)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode for the block, and each back into its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from srdd import thresholds
-from srdd.measurements import PassThrough, Stability
+from srdd.measurements import Stability, Transfer
 
 
 def stability_kind(stability: Stability) -> str:
@@ -15,7 +15,7 @@ def stability_kind(stability: Stability) -> str:
     return "noise" if stability.spread >= thresholds.NOISE_SPREAD else "non_determinism"
 
 
-def pass_through_kind(entry: PassThrough) -> str:
+def transfer_kind(entry: Transfer) -> str:
     """Read the transfer curve of the violating elements: all zero is a dead zone; one common magnitude, or
     the largest inputs cut short, is saturation; one common offset in whole units is a bias; one common ratio
     is a wrong scale, or a flipped sign. Anything else is called corruption.

@@ -81,6 +81,7 @@ def scan_command(
             texts,
             level,
             [name for name in probes.split(",") if name],
+            checkpoint=loaded.directory,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     _require_hits([entry.fault for entry in active if entry.calls == 0])

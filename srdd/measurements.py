@@ -58,15 +58,16 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class PassThrough:
-    """How a large input passes through a layer, compared element by element with itself: a residual block
-    returns its input plus an update that normalisation keeps from growing with it. `violation` is the largest
-    deviation over its allowance, `fraction` the share of elements above it, `units` the hidden units
-    concerned out of `width` and `coverage` the share of elements violating inside them. Of the violating
-    elements: the share returned as `zeroed`, the share `tied` to one magnitude, whether they are the
-    `largest` inputs, the common `offset` (in std of the input) and `ratio` to the input with their relative
-    spreads. `growth` is rms(output at scale) / rms(output), over the scale: 1 for a residual block, 0 for a
-    layer that normalises its output.
+class Transfer:
+    """How values differ from what they should be, element by element. `violation` is the largest deviation
+    over its
+    allowance, `fraction` the share of elements above it, `units` the hidden units concerned out of `width`
+    and
+    `coverage` the share of elements violating inside them. Of the violating elements: the share that is
+    `zeroed`, the
+    share `tied` to one magnitude, whether they are the `largest`, the common `offset` (in std of the expected
+    values)
+    and `ratio` to the expected value, each with its relative spread.
     """
 
     violation: float
@@ -81,7 +82,35 @@ class PassThrough:
     offset_spread: float
     ratio: float
     ratio_spread: float
+
+
+@dataclass(frozen=True)
+class PassThrough:
+    """How an amplified input passes through a layer: its `transfer` compared with the input itself, and
+    `growth`,
+    rms(output at scale) / rms(output) over the scale: 1 for a residual block, 0 for a layer that normalises
+    its output.
+    """
+
+    transfer: Transfer
     growth: float
+
+
+@dataclass(frozen=True)
+class SiteReplay:
+    """Host replay of one module or operator below a layer, over all its calls and excitations, the worst of
+    them kept.
+    `site` is the module's full name, `operator` the catalogue name of a single operator inside it ("" for the
+    module's
+    own result), `excitation` the input under which `transfer` was worst, `depth` how far below the layer it
+    lies.
+    """
+
+    site: str
+    operator: str
+    excitation: str
+    depth: int
+    transfer: Transfer
 
 
 @dataclass(frozen=True)
@@ -98,6 +127,7 @@ class LayerMeasurement:
     gain: Gain | None = None
     shape: Shape | None = None
     pass_through: PassThrough | None = None
+    replay: tuple[SiteReplay, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,3 +151,4 @@ class Measurements:
     tokens: int
     hidden: int
     probes: tuple[str, ...]
+    notes: tuple[str, ...] = ()

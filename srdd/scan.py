@@ -6,6 +6,7 @@ import inspect
 import platform
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from torch import nn
 from hal.backend import NumericMode, TorchBackend
 from hal.errors import ModelError, UsageError
 from hal.registry import get_backend
-from hal.structure import find_layer_stack
+from hal.structure import LayerStack, evaluation_mode, find_layer_stack
 from srdd.batch import pack
 from srdd.diagnose import diagnose
 from srdd.measurements import Cost, LayerMeasurement, Measurements
 from srdd.probes.measure import PROBES, measure_layer
 from srdd.probes.samples import unit_roundoff
 from srdd.prompts import DEFAULT, require_prompts
+from srdd.replay.host import HostReplay
 from srdd.report.model import Report
 from srdd.walk import LayerVisit, Walk
 
@@ -37,12 +39,16 @@ def scan(
     level: str = "full",
     probes: Sequence[str] = PROBES,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Scan a loaded model where it lies, with whatever hooks or damage it has, and report. `backend` must be
     the one the model is on. `prompts` are the texts to feed (built-in ones by default; drawn token ids when
     `tokenizer` is None). `level` is "quick" for the probes on the device or "full" to add host replay.
-    `progress(done, total)` is called after each layer. The model is left as it was. Raises UsageError for bad
+    `checkpoint` is the directory from which replay takes clean weights, so that damaged device memory shows;
+    without it they are the model's own. `progress(done, total)` is called after each layer. The model is left
+    as
+    it was. Raises UsageError for bad
     arguments and ModelError when the model has no repeated layers or is elsewhere.
     """
     if level not in LEVELS:
@@ -51,62 +57,69 @@ def scan(
     if unknown or not probes:
         raise UsageError(f"unknown probes {', '.join(unknown) or '(none given)'}: choose from {', '.join(PROBES)}")
     target = get_backend(backend) if isinstance(backend, str) else backend
+    target.require_model(model)
     ids = pack(tokenizer, require_prompts(list(prompts) if prompts is not None else list(DEFAULT), "prompts"), model)
-    return _Scan(model, target, ids, tuple(probes), seed, progress).run(level)
+    stack = find_layer_stack(model)
+    replay = None
+    if level == "full":
+        replay = HostReplay(model, stack, Path(checkpoint) if checkpoint else None, seed)
+    return _Scan(model, stack, target, ids, tuple(probes), replay, seed, progress).run()
 
 
 class _Scan:
+    """The state of one scan: what was measured so far."""
+
     def __init__(
         self,
         model: nn.Module,
+        stack: LayerStack,
         backend: TorchBackend,
         ids: torch.Tensor,
         probes: tuple[str, ...],
+        replay: HostReplay | None,
         seed: int,
         progress: Progress | None,
     ) -> None:
         self._model = model
+        self._stack = stack
         self._backend = backend
         self._ids = ids
         self._probes = probes
+        self._replay = replay
         self._seed = seed
         self._progress = progress
-        self._stack = find_layer_stack(model)
         self._rows: list[LayerMeasurement] = []
-        self._dtype = _dtype_of(model)
         self._hidden = 0
 
-    def run(self, level: str) -> Report:
+    def run(self) -> Report:
         walk = Walk(self._stack, self._visit)
-        training = self._model.training
         self._backend.reset_peak_memory()
         start = time.perf_counter()
-        try:
-            self._model.eval()
-            with torch.no_grad(), self._backend.numeric_mode(NumericMode(deterministic=True)):
-                environment = self._environment()
-                walk.run(self._forward)
-        finally:
-            self._model.train(training)
+        with (
+            torch.no_grad(),
+            evaluation_mode(self._model),
+            self._backend.numeric_mode(NumericMode(deterministic=True)),
+        ):
+            environment = self._environment()
+            walk.run(self._forward)
         if not self._rows:
             raise ModelError(f"no layer of {self._stack.path} ran during the model's forward pass: nothing to scan")
-        measurements = Measurements(
+        measurements = self._measurements()
+        cost = Cost(walk.forward_equivalents, time.perf_counter() - start, self._backend.memory().peak)
+        level = "full" if self._replay else "quick"
+        name = _model_name(self._model)
+        return Report(measurements, diagnose(measurements), cost, self._backend.name, name, level, environment)
+
+    def _measurements(self) -> Measurements:
+        dtype = _dtype_of(self._model)
+        return Measurements(
             layers=tuple(sorted(self._rows, key=lambda row: row.index)),
-            unit_roundoff=unit_roundoff(self._dtype),
-            dtype=str(self._dtype).removeprefix("torch."),
+            unit_roundoff=unit_roundoff(dtype),
+            dtype=str(dtype).removeprefix("torch."),
             tokens=self._ids.numel(),
             hidden=self._hidden,
             probes=self._probes,
-        )
-        cost = Cost(walk.layer_runs / len(self._rows), time.perf_counter() - start, self._backend.memory().peak)
-        return Report(
-            measurements,
-            diagnose(measurements),
-            cost,
-            self._backend.name,
-            _model_name(self._model),
-            level,
-            environment,
+            notes=tuple(self._replay.notes) if self._replay else (),
         )
 
     def _forward(self) -> None:
@@ -116,7 +129,7 @@ class _Scan:
 
     def _visit(self, visit: LayerVisit) -> None:
         self._hidden = int(visit.call.stream.shape[-1])
-        self._rows.append(measure_layer(visit, self._probes, self._seed))
+        self._rows.append(measure_layer(visit, self._probes, self._seed, self._replay))
         if self._progress is not None:
             self._progress(len(self._rows), len(self._stack))
 

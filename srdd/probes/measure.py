@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext
 
 from srdd.measurements import LayerMeasurement
 from srdd.probes.gain import measure_gain
@@ -10,6 +11,7 @@ from srdd.probes.pass_through import measure_pass_through
 from srdd.probes.samples import LayerSamples, Sample, to_host, unit_roundoff
 from srdd.probes.shape import measure_shape
 from srdd.probes.stability import measure_stability
+from srdd.replay.host import HostReplay
 from srdd.walk import LayerVisit
 
 # The documents' names of the probes, each with the group it is measured in.
@@ -31,16 +33,22 @@ _NEEDS = {
     "shape": (),
     "pass_through": ("amplified",),
 }
+# Which of them host replay follows: the layer's own input, and those that take it far from its data.
+_REPLAYED = ("repeat_0", "offset_up", "offset_down", "amplified")
 
 
-def measure_layer(visit: LayerVisit, probes: Collection[str], seed: int) -> LayerMeasurement:
-    """Run the excitations that `probes` need and measure; a layer with values that are not finite is reported
-    as such and not probed.
+def measure_layer(
+    visit: LayerVisit, probes: Collection[str], seed: int, replay: HostReplay | None = None
+) -> LayerMeasurement:
+    """Run the excitations that `probes` and `replay` need and measure. A layer whose values are not all
+    finite is reported as such; it is replayed under its own input, but not probed.
     """
-    if not (visit.finite_input and visit.finite_output):
-        return LayerMeasurement(visit.index, visit.site, visit.finite_input, visit.finite_output)
     groups = {_GROUP[probe] for probe in probes}
-    samples = _sample(visit, groups, seed)
+    finite = visit.finite_input and visit.finite_output
+    samples = _sample(visit, groups if finite else set(), seed, replay if visit.finite_input else None)
+    if not finite:
+        sites = replay.finish(visit) if replay else None
+        return LayerMeasurement(visit.index, visit.site, visit.finite_input, visit.finite_output, replay=sites)
     return LayerMeasurement(
         index=visit.index,
         site=visit.site,
@@ -50,14 +58,19 @@ def measure_layer(visit: LayerVisit, probes: Collection[str], seed: int) -> Laye
         gain=measure_gain(samples) if "gain" in groups else None,
         shape=measure_shape(samples) if "shape" in groups else None,
         pass_through=measure_pass_through(samples) if "pass_through" in groups else None,
+        replay=replay.finish(visit) if replay else None,
     )
 
 
-def _sample(visit: LayerVisit, groups: Collection[str], seed: int) -> LayerSamples:
+def _sample(visit: LayerVisit, groups: Collection[str], seed: int, replay: HostReplay | None) -> LayerSamples:
     wanted = tuple(prefix for group in groups for prefix in _NEEDS[group])
     samples = LayerSamples(to_host(visit.call.stream), to_host(visit.output), unit_roundoff(visit.call.stream.dtype))
     for excitation in visit.excitations(seed):
-        if excitation.name.startswith(wanted):
-            output = visit.respond(excitation).output
+        replayed = replay is not None and excitation.name in _REPLAYED
+        if replayed or excitation.name.startswith(wanted):
+            with replay.recording(visit, excitation.name) if replay and replayed else nullcontext():
+                output = visit.respond(excitation).output
             samples.others[excitation.name] = Sample(to_host(excitation.stream), to_host(output), excitation.size)
+    if replay is not None:
+        visit.runs += replay.excite_submodules(visit)
     return samples

@@ -13,7 +13,8 @@ from typing import Any
 import jsonschema
 
 from hal.errors import UsageError
-from srdd.diagnose import Diagnosis, Evidence, Finding
+from srdd.diagnose import Diagnosis, Finding
+from srdd.evidence import Evidence
 from srdd.files import write_text
 from srdd.measurements import (
     Cost,
@@ -22,11 +23,13 @@ from srdd.measurements import (
     Measurements,
     PassThrough,
     Shape,
+    SiteReplay,
     Stability,
+    Transfer,
 )
 from srdd.report.model import SCHEMA, Report
 
-_PROBES = {"stability": Stability, "gain": Gain, "shape": Shape, "pass_through": PassThrough}
+_PROBES = ("stability", "gain", "shape", "pass_through")
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -48,6 +51,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "hidden": report.measurements.hidden,
             "dtype": report.measurements.dtype,
             "unit_roundoff": report.measurements.unit_roundoff,
+            "notes": list(report.measurements.notes),
         },
         "cost": asdict(report.cost),
         "backend": report.backend,
@@ -110,10 +114,11 @@ def _layer_row(layer: LayerMeasurement, label: str, score: float) -> dict[str, A
         "discrete_count": gain.discrete if gain else None,
         "kurtosis": shape.kurtosis if shape else None,
         "pile_up": shape.pile_up if shape else None,
-        "replay_error": None,
+        "replay_error": max((site.transfer.violation for site in layer.replay), default=0.0) if layer.replay else None,
         "finite_input": layer.finite_input,
         "finite_output": layer.finite_output,
         "measured": {name: _optional(getattr(layer, name)) for name in _PROBES},
+        "replay": None if layer.replay is None else [asdict(site) for site in layer.replay],
     }
 
 
@@ -140,6 +145,7 @@ def _from_json(document: dict[str, Any]) -> Report:
         tokens=about["tokens"],
         hidden=about["hidden"],
         probes=tuple(document["probes"]),
+        notes=tuple(about["notes"]),
     )
     diagnosis = Diagnosis(
         findings=tuple(_finding_from(entry) for entry in document["findings"]),
@@ -159,11 +165,25 @@ def _from_json(document: dict[str, Any]) -> Report:
 
 
 def _layer_from(row: dict[str, Any]) -> LayerMeasurement:
-    probes = {
-        name: None if row["measured"][name] is None else kind(**_with_nan(row["measured"][name]))
-        for name, kind in _PROBES.items()
-    }
-    return LayerMeasurement(row["index"], row["site"], row["finite_input"], row["finite_output"], **probes)
+    measured = {name: _with_nan(values) if values else None for name, values in row["measured"].items()}
+    stability, gain, shape = measured["stability"], measured["gain"], measured["shape"]
+    return LayerMeasurement(
+        index=row["index"],
+        site=row["site"],
+        finite_input=row["finite_input"],
+        finite_output=row["finite_output"],
+        stability=Stability(**stability) if stability else None,
+        gain=Gain(**gain) if gain else None,
+        shape=Shape(**shape) if shape else None,
+        pass_through=_with_transfer(PassThrough, measured["pass_through"]),
+        replay=None if row["replay"] is None else tuple(_with_transfer(SiteReplay, site) for site in row["replay"]),
+    )
+
+
+def _with_transfer(kind: Any, values: dict[str, Any] | None) -> Any:
+    if values is None:
+        return None
+    return kind(**{**_with_nan(values), "transfer": Transfer(**_with_nan(values["transfer"]))})
 
 
 def _with_nan(values: dict[str, Any]) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def _cells(layer: LayerMeasurement, score: float, edge: float) -> list[str]:
         _number(shape.kurtosis if shape else math.nan),
         _number(edge if shape else math.nan),
         _number(shape.pile_up if shape else math.nan),
+        _number(max((site.transfer.violation for site in layer.replay), default=0.0) if layer.replay else math.nan),
     ]
 
 
@@ -125,7 +126,8 @@ def _finding_line(finding: Finding) -> RenderableType:
     evidence = ", ".join(
         f"{entry.probe} {_number(entry.statistic)} (limit {_number(entry.threshold)})" for entry in finding.evidence
     )
+    operator = f", operator {finding.operator}" if finding.operator else ""
     return Text(
-        f"{finding.rank}. layer {finding.layer}, {finding.site}: {finding.kind} [{finding.label}], "
+        f"{finding.rank}. layer {finding.layer}, {finding.site}{operator}: {finding.kind} [{finding.label}], "
         f"confidence {finding.confidence:.3f}\n   evidence: {evidence}\n   {finding.suggestion}"
     )

@@ -1,0 +1,109 @@
+"""Weigh the measurements of one layer: each probe's statistic beside its threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from srdd import thresholds
+from srdd.classify import transfer_kind
+from srdd.measurements import LayerMeasurement, PassThrough, Shape, SiteReplay
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One probe's `statistic` beside the `threshold` above which it counts."""
+
+    probe: str
+    statistic: float
+    threshold: float
+
+    @property
+    def excess(self) -> float:
+        """The statistic in units of its threshold."""
+        return self.statistic / self.threshold
+
+
+def weigh(layer: LayerMeasurement, carries: bool) -> list[Evidence]:
+    """Everything that speaks for or against a fault at `layer`, strongest first. `carries` says whether the
+    pass-through probe applies to this architecture.
+    """
+    if layer.finite_input and not layer.finite_output:
+        return [Evidence("finite", math.inf, 1.0), *_replay_evidence(layer)]
+    weighed = [
+        *_stability_evidence(layer),
+        *_pass_through_evidence(layer, carries),
+        *_shape_evidence(layer),
+        *_replay_evidence(layer),
+    ]
+    return sorted(weighed, key=lambda entry: -entry.excess)
+
+
+def carries_stream(layers: Sequence[LayerMeasurement]) -> bool:
+    """Whether this architecture's layers pass their input through, so that the pass-through probe may accuse:
+    at
+    least half of the layers do so without any violation, or most carry it at full size, yet damaged in ways
+    no
+    architecture has.
+    """
+    measured = [layer.pass_through for layer in layers if layer.pass_through is not None]
+    if not measured:
+        return False
+    clean = [entry for entry in measured if entry.transfer.violation <= thresholds.PASS_THROUGH]
+    if 2 * len(clean) >= len(measured):
+        return True
+    damaged = [entry for entry in measured if entry not in clean and _carries_damaged(entry)]
+    return 2 * (len(clean) + len(damaged)) > len(measured)
+
+
+def tie_limit(expected: float) -> float:
+    """The number of equal maxima, the maximum itself included, that chance exceeds with probability
+    TIE_PROBABILITY at most (Poisson).
+    """
+    return 1.0 + max(2.0, float(stats.poisson.isf(thresholds.TIE_PROBABILITY, expected)))
+
+
+def violating_sites(layer: LayerMeasurement) -> list[SiteReplay]:
+    """The replayed sites that differ by more than rounding, worst first."""
+    failed = [site for site in layer.replay or () if site.transfer.violation > thresholds.REPLAY]
+    return sorted(failed, key=lambda site: -site.transfer.violation)
+
+
+def _carries_damaged(entry: PassThrough) -> bool:
+    return entry.growth > thresholds.CARRIES_STREAM and transfer_kind(entry.transfer) != "scale"
+
+
+def _stability_evidence(layer: LayerMeasurement) -> list[Evidence]:
+    if layer.stability is None:
+        return []
+    return [
+        Evidence("instability", layer.stability.unit, thresholds.UNSTABLE_UNIT),
+        Evidence("instability_element", layer.stability.element, thresholds.UNSTABLE_ELEMENT),
+    ]
+
+
+def _pass_through_evidence(layer: LayerMeasurement, carries: bool) -> list[Evidence]:
+    if layer.pass_through is None or not carries:
+        return []
+    return [Evidence("pass_through", layer.pass_through.transfer.violation, thresholds.PASS_THROUGH)]
+
+
+def _shape_evidence(layer: LayerMeasurement) -> list[Evidence]:
+    if layer.shape is None:
+        return []
+    return [
+        Evidence("multiplicity", float(layer.shape.ties), tie_limit(layer.shape.ties_expected)),
+        Evidence("zeros", float(layer.shape.zeros), _zero_limit(layer.shape)),
+    ]
+
+
+def _zero_limit(shape: Shape) -> float:
+    return max(float(shape.small), thresholds.ZERO_SHARE * shape.elements, 1.0)
+
+
+def _replay_evidence(layer: LayerMeasurement) -> list[Evidence]:
+    worst = max((site.transfer.violation for site in layer.replay or ()), default=None)
+    return [] if worst is None else [Evidence("replay", worst, thresholds.REPLAY)]

@@ -1,0 +1,149 @@
+"""Arithmetic of a replay: wide on the host, or wide with every rounding of the device drawn at random.
+
+The second is Monte Carlo arithmetic (Parker 1997): run the same computation in float64, disturb each
+result by a relative +-u, where u is the device's unit roundoff, and the spread over a few runs measures how
+far
+rounding can carry each element, conditioning included. Sums of n terms are disturbed further, by
+u_acc * sqrt(n) of their root sum of squares: the random walk of n float32 accumulations in an
+unknown order (Higham and Mary 2019 for the square root).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ACCUMULATOR = 2.0**-24  # unit roundoff of the float32 in which every supported device accumulates
+
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
+# Results that are copies, selections or comparisons of their inputs: nothing is rounded.
+_EXACT_NAMES = (
+    "_to_copy abs argmax argsort arange bernoulli bitwise_and bitwise_not bitwise_or cat clamp clamp_max "
+    "clamp_min clone constant_pad_nd copy copy_ empty empty_like empty_strided eq eye fill fill_ flip full "
+    "full_like gather ge gt index index_put index_put_ index_select isfinite isinf isnan le logical_and "
+    "logical_not logical_or lt masked_fill masked_fill_ max maximum min minimum ne neg new_empty new_full "
+    "new_ones new_zeros one_hot ones ones_like relu repeat repeat_interleave roll scalar_tensor scatter "
+    "scatter_ select_scatter sign slice_scatter sort stack topk tril triu unbind where zero_ zeros zeros_like"
+)
+_EXACT = frozenset(_EXACT_NAMES.split())
+# Fused functions that subtract inside: their absolute error follows the input, not the small result.
+_CANCELLING = frozenset({"gelu", "mish", "softplus", "elu"})
+_PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm"})
+_REDUCTIONS = frozenset({"sum", "mean", "var", "var_mean", "linalg_vector_norm", "norm", "cumsum", "std"})
+
+
+class WideArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
+    """Run in float64 throughout: conversions to a narrower floating-point dtype keep the width."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run `func`, without the narrowing it asks for."""
+        return self.finish(func, args, func(*args, **_widened(kwargs or {}, args)))
+
+    def finish(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:
+        """The result as this arithmetic leaves it."""
+        return result
+
+
+class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as above
+    """Float64 with the device's roundings drawn at random: unit roundoff `roundoff`, drawn by `generator`."""
+
+    def __init__(self, roundoff: float, generator: torch.Generator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self._roundoff = roundoff
+        self._generator = generator
+
+    def finish(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:
+        """The result with each of its floating-point tensors disturbed."""
+        name = func._schema.name.removeprefix("aten::")
+        if func.is_view or name in _EXACT:
+            return result
+        if isinstance(result, torch.Tensor):
+            return self._disturb(name, args, result)
+        if isinstance(result, (tuple, list)):
+            return type(result)(
+                self._disturb(name, args, item) if isinstance(item, torch.Tensor) else item for item in result
+            )
+        return result
+
+    def _disturb(self, name: str, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
+        if not value.is_floating_point():
+            return value
+        size = self._roundoff * value.abs()
+        if name in _PRODUCTS:
+            size = size + product_spread(*args[-2:])
+        elif name in _CANCELLING:
+            size = size + 2 * ACCUMULATOR * args[0].abs()
+        elif name == "native_layer_norm" and value.shape == args[0].shape:
+            size = size + _layer_norm_spread(value, *args[:4])
+        elif name in _REDUCTIONS:
+            terms = max(args[0].numel() / max(value.numel(), 1), 1)
+            size = size + ACCUMULATOR * math.sqrt(terms) * value.abs()
+        signs = torch.randint(0, 2, value.shape, generator=self._generator, dtype=torch.int8) * 2 - 1
+        disturbed = value + signs * size
+        if name.endswith("_") and not name.endswith("__"):
+            return value.copy_(disturbed)
+        return disturbed
+
+
+def product_spread(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of the accumulation error of `left @ right`: u_acc * sqrt(K) * sqrt(sum_k left^2
+    right^2).
+    """
+    terms = left.shape[-1]
+    return ACCUMULATOR * math.sqrt(terms) * torch.matmul(left.square(), right.square()).sqrt()
+
+
+def _layer_norm_spread(
+    result: torch.Tensor, x: torch.Tensor, shape: Sequence[int], weight: torch.Tensor | None, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Error of a fused layer norm in float32: of the mean and its subtraction, as (|x| + rms(x)) rstd |weight|, and of
+    a variance formed as mean(x^2) - mean(x)^2, which loses mean^2 / variance of its digits (Chan, Golub and LeVeque
+    1983).
+    """
+    dims = tuple(range(-len(shape), 0))
+    variance = x.var(dims, correction=0, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    scale = 1 if weight is None else weight.abs()
+    centred = result if bias is None else result - bias
+    size = x.abs() + x.square().mean(dims, keepdim=True).sqrt()
+    subtraction = 4 * size * variance.rsqrt() * scale
+    return ACCUMULATOR * (subtraction + centred.abs() * x.mean(dims, keepdim=True).square() / variance)
+
+
+def widened(value: torch.Tensor) -> torch.Tensor:
+    """The tensor in float64 if it is floating-point, as it is otherwise."""
+    return value.double() if value.is_floating_point() else value
+
+
+def _widened(kwargs: dict[str, Any], args: tuple[Any, ...]) -> dict[str, Any]:
+    wide = args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64
+    if wide and kwargs.get("dtype") in _NARROW:
+        return {**kwargs, "dtype": torch.float64}
+    return kwargs
+
+
+Draw = Callable[[WideArithmetic], list[torch.Tensor]]
+
+
+def rounding_spread(run: Draw, exact: list[torch.Tensor], roundoff: float, draws: int, seed: int) -> list[torch.Tensor]:
+    """The root mean square deviation of `run(arithmetic)` from its `exact` values over `draws` runs with random
+    roundings, one tensor for each. `run` must return new tensors of the same shapes each time.
+    """
+    squares = [torch.zeros_like(value) for value in exact]
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(draws):
+        drawn = run(RoundedArithmetic(roundoff, generator))
+        squares = [
+            total + (value - centre).square() for total, value, centre in zip(squares, drawn, exact, strict=True)
+        ]
+    return [(total / draws).sqrt() for total in squares]

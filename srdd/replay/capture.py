@@ -1,0 +1,138 @@
+"""Record what every module and operator inside a layer was given and returned, as host copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from hal.operators import OPERATORS
+
+_SPELLINGS = {function: name for name, functions in OPERATORS.items() for function in functions}
+
+
+@dataclass
+class OperatorCall:
+    """One call of a catalogue operator: its `name`, the torch `function` and host copies of what went in and
+    came out; `module` is the dotted name, below the layer, of the module that called it.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    module: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+
+
+@dataclass
+class ModuleCall:
+    """One call of a module below (or of) the layer: its dotted `name` below the layer ("" for the layer),
+    host copies of arguments and output, and the calls it made in turn.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any = None
+    children: list[ModuleCall] = field(default_factory=list)
+    operators: list[OperatorCall] = field(default_factory=list)
+
+    def walk(self) -> Iterator[ModuleCall]:
+        """This call and all below it."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+@contextmanager
+def record(layer: nn.Module) -> Iterator[list[ModuleCall]]:
+    """Record every call of `layer` during the block as a tree; the list holds one tree a call. Hooks attached
+    here run after those already there, so what is recorded is what the rest of the model saw.
+    """
+    recorder = _Recorder()
+    with ExitStack() as handles:
+        for name, module in layer.named_modules():
+            handles.callback(module.register_forward_pre_hook(recorder.enter(name), with_kwargs=True).remove)
+            handles.callback(module.register_forward_hook(recorder.leave, always_call=True).remove)
+        yield recorder.trees
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.trees: list[ModuleCall] = []
+        self._open: list[ModuleCall] = []
+        self._modes: list[ExitStack] = []
+        self._inside_operator = False
+
+    def enter(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = ModuleCall(name, host_copy(args), host_copy(kwargs))
+            (self._open[-1].children if self._open else self.trees).append(call)
+            self._open.append(call)
+            # A mode for each module: a fault's own mode, entered by an earlier hook, must lie below ours.
+            self._modes.append(ExitStack())
+            self._modes[-1].enter_context(_OperatorRecorder(self))
+
+        return hook
+
+    def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._modes.pop().close()
+        self._open.pop().output = host_copy(output)
+
+    def operator(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = _SPELLINGS.get(function)
+        if name is None or self._inside_operator or not self._open:
+            return function(*args, **kwargs)
+        given = host_copy(args), host_copy(kwargs)
+        self._inside_operator = True
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self._inside_operator = False
+        caller = self._open[-1]
+        caller.operators.append(OperatorCall(name, function, caller.name, *given, host_copy(result)))
+        return result
+
+
+class _OperatorRecorder(TorchFunctionMode):
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return self._recorder.operator(func, args, kwargs or {})
+
+
+def host_copy(value: Any) -> Any:
+    """`value` with every tensor in it detached and copied to the host, in its own dtype."""
+    return map_tensors(value, lambda tensor: tensor.detach().to("cpu", copy=True))
+
+
+def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """Apply `function` to every tensor in nested tuples, lists and dicts; anything else is kept as it is."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map_tensors(item, function) for item in value)
+    return value
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The floating-point tensors in nested tuples, lists and dicts, in order."""
+    found: list[torch.Tensor] = []
+    map_tensors(value, lambda tensor: found.append(tensor) if tensor.is_floating_point() else None)
+    return found

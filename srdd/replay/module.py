@@ -1,0 +1,127 @@
+"""Replay one module on its clean copy, its own arithmetic alone: what its submodules returned is taken from
+the device.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hal.errors import HalError
+from srdd.replay.arithmetic import Draw, WideArithmetic, product_spread, rounding_spread, widened
+from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
+
+
+class ReplayDivergedError(HalError):
+    """The clean copy did not make the calls that the device made, so that the two cannot be compared."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One module call on the host: `exact` float64 values, first the inputs handed to each submodule, then the output;
+    `actual`, the device's values of the same shapes; and `spread(draws)`, the rounding spread of each, drawn when asked for.
+    """
+
+    exact: list[torch.Tensor]
+    actual: list[torch.Tensor]
+    spread: Callable[[int], list[torch.Tensor]]
+
+
+def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -> Replay:
+    """Replay the module of `call` on its clean copy inside the layer `clean`. Where the copy's calls do not match the
+    device's (another kernel for the experts of a mixture), it is replayed as a whole, submodules included. Raises
+    ReplayDivergedError when that gives other shapes too.
+    """
+    module = clean.get_submodule(call.name)
+    if isinstance(module, nn.Linear) and not call.children and type(module).forward is nn.Linear.forward:
+        return _replay_linear(call, module, roundoff)
+    try:
+        return _replay(call, roundoff, seed, partial(_run_own, call, clean, module), _own_values(call))
+    except (ReplayDivergedError, RuntimeError):
+        return _replay(call, roundoff, seed, partial(_run_whole, call, module), tensors_in(call.output))
+
+
+def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: list[torch.Tensor]) -> Replay:
+    exact = run(WideArithmetic())  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
+    if len(exact) != len(actual) or any(a.shape != b.shape for a, b in zip(exact, actual, strict=True)):
+        raise ReplayDivergedError(f"'{call.name}' gives other tensors on the host than on the device")
+    return Replay(exact, actual, lambda draws: rounding_spread(run, exact, roundoff, draws, seed))
+
+
+def _run_own(call: ModuleCall, clean: nn.Module, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:
+    """The module's own arithmetic: what its submodules return is taken from the device."""
+    with _substituted(call, clean) as handed:
+        output = _forward(call, module, arithmetic)
+    # The order of the device's calls, whatever order the copy made them in.
+    return [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *tensors_in(output)]
+
+
+def _run_whole(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:
+    return tensors_in(_forward(call, module, arithmetic))
+
+
+def _forward(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) -> Any:
+    with torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH):
+        return module(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened))
+
+
+def _own_values(call: ModuleCall) -> list[torch.Tensor]:
+    return [*(tensor for child in call.children for tensor in _handed(child)), *tensors_in(call.output)]
+
+
+def _handed(child: ModuleCall) -> list[torch.Tensor]:
+    return [*tensors_in(child.args), *tensors_in(child.kwargs)]
+
+
+@contextmanager
+def _substituted(call: ModuleCall, clean: nn.Module) -> Iterator[dict[int, list[torch.Tensor]]]:
+    """Let each submodule called in `call` return what the device's returned, and note what it was handed, by
+    the call's position.
+    """
+    queues: dict[str, list[int]] = defaultdict(list)
+    for position, child in enumerate(call.children):
+        queues[child.name].append(position)
+    handed: dict[int, list[torch.Tensor]] = {}
+    submodules = {name: clean.get_submodule(name) for name in queues}
+    try:
+        for name, module in submodules.items():
+            module.forward = _stand_in(call, queues[name], handed)
+        yield handed
+    finally:
+        for module in submodules.values():
+            del module.forward
+    if len(handed) != len(call.children):
+        raise ReplayDivergedError(f"'{call.name}' called fewer submodules on the host than on the device")
+
+
+def _stand_in(call: ModuleCall, positions: list[int], handed: dict[int, list[torch.Tensor]]) -> Any:
+    remaining = iter(positions)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        position = next(remaining, None)
+        if position is None:
+            raise ReplayDivergedError(f"'{call.name}' called a submodule more often on the host than on the device")
+        handed[position] = [tensor.clone() for tensor in (*tensors_in(args), *tensors_in(kwargs))]
+        return map_tensors(call.children[position].output, widened)
+
+    return forward
+
+
+def _replay_linear(call: ModuleCall, module: nn.Linear, roundoff: float) -> Replay:
+    """A matrix product needs no drawing: its rounding spread has a closed form."""
+    x = widened(call.args[0])
+    with torch.no_grad():
+        exact = nn.functional.linear(x, module.weight, module.bias)
+
+    def spread(_draws: int) -> list[torch.Tensor]:
+        return [roundoff * exact.abs() + product_spread(x, module.weight.detach().T)]
+
+    return Replay([exact], tensors_in(call.output), spread)
