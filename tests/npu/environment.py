@@ -2,7 +2,7 @@
 
     python tests/npu/environment.py setup          # create or complete it; does nothing when it is ready
     python tests/npu/environment.py run COMMAND …  # run a command in it, e.g. python -m hal
-    python tests/npu/environment.py test [ARGS]    # pytest tests/npu
+    python tests/npu/environment.py test [ARGS]    # pytest, on tests/npu unless ARGS name files
 
 It is apart from the main environment because torch_npu without CANN breaks `import torch` there.
 Needs nothing but Python and a C++ compiler. NPU_VENV names another folder than .venv-npu.
@@ -95,8 +95,12 @@ def main(arguments: list[str]) -> int:
     variables = environment(setup())
     if verb == "setup":
         return 0
-    command = rest if verb == "run" else ["python", "-m", "pytest", str(HERE), *rest]
-    return _replace_process(command, variables)
+    return _replace_process(rest if verb == "run" else _pytest(rest), variables)
+
+
+def _pytest(arguments: list[str]) -> list[str]:
+    named = any(Path(argument.partition("::")[0]).exists() for argument in arguments)
+    return ["python", "-m", "pytest", *([] if named else [str(HERE)]), *arguments]
 
 
 def _replace_process(command: list[str], variables: dict[str, str]) -> int:

@@ -34,16 +34,9 @@ def install() -> int:
 
 def _computed_on_host() -> list[str]:
     """The aten operators that torch_npu implements and the host can compute."""
-    registered = torch._C._dispatch_get_registrations_for_dispatch_key("PrivateUse1")
-    names = [name for name in registered if name.startswith("aten::") and name[6:] not in KEPT]
-    has_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key
-    return [name[6:] for name in names if _defined(name) and has_kernel(name, "CPU")]
-
-
-def _defined(name: str) -> bool:
     # torch_npu registers some kernels under aten for operators that it defines nowhere.
-    return bool(torch._C._dispatch_has_kernel(name)) and name in _definitions()
-
-
-def _definitions() -> set[str]:
-    return set(torch._C._dispatch_get_all_op_names())
+    defined = set(torch._C._dispatch_get_all_op_names())
+    registered = torch._C._dispatch_get_registrations_for_dispatch_key("PrivateUse1")
+    names = [name for name in registered if name.startswith("aten::") and name in defined]
+    has_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key
+    return [name[6:] for name in names if name[6:] not in KEPT and has_kernel(name, "CPU")]

@@ -61,8 +61,10 @@ def _forced_saturation() -> bool:
 
 
 def _read_vendor_options() -> None:
+    from torch_npu import _C as vendor
     from torch_npu import npu
     from torch_npu.npu.npu_config import _CubeMathType
 
+    put("gelu_tanh", vendor._npu_getOption("TORCH_NPU_USE_COMPATIBLE_IMPL") != b"1")
     put("hf32_matmul", npu.matmul.allow_hf32 or npu.matmul.cube_math_type == _CubeMathType.USE_HF32)
     put("hf32_conv", npu.conv.allow_hf32)
