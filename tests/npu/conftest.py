@@ -14,6 +14,11 @@ HERE = Path(__file__).parent
 SIMULATED = "NPU_SIM_LIBRARY" in os.environ
 REASON = "needs the npu environment: python tests/npu/environment.py test"
 
+# Warnings that torch_npu's own code causes, with the place in it.
+VENDOR_WARNINGS = (
+    "ignore:TypedStorage is deprecated:UserWarning",  # utils/storage.py, on the first deepcopy of any tensor
+)
+
 Snippet = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -21,6 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.npu)
+            item.add_marker(pytest.mark.filterwarnings(*VENDOR_WARNINGS))
             if not SIMULATED:
                 item.add_marker(pytest.mark.skip(reason=REASON))
 
