@@ -83,8 +83,8 @@ def kurtosis_edges(layers: Sequence[LayerMeasurement]) -> list[float]:
     for flat distributions.
     """
     logs = [math.log(max(layer.shape.kurtosis + 3, 1e-6)) if layer.shape else math.nan for layer in layers]
-    steps = [0.0] + [after - before for before, after in pairwise(logs)]
-    known = [step for step in steps[1:] if math.isfinite(step)]
+    steps = [math.nan] + [after - before for before, after in pairwise(logs)]
+    known = [step for step in steps if math.isfinite(step)]
     if len(known) < 3:
         return [0.0] * len(steps)
     centre = median(known)
@@ -121,8 +121,8 @@ def _place(layer: LayerMeasurement, failed: list[SiteReplay]) -> tuple[str, str]
     operators = [entry for entry in failed if entry.operator]
     if operators and len({entry.operator for entry in operators}) == 1:
         return _common_site([entry.site for entry in operators]), operators[0].operator
-    modules = [entry for entry in failed if not entry.operator]
-    return modules[0].site, ""
+    modules = [entry.site for entry in failed if not entry.operator]
+    return modules[0] if modules else _common_site([entry.site for entry in operators]), ""
 
 
 def _common_site(sites: list[str]) -> str:

@@ -23,8 +23,8 @@ class Evidence:
 
     @property
     def excess(self) -> float:
-        """The statistic in units of its threshold."""
-        return self.statistic / self.threshold
+        """The statistic in units of its threshold; 0 for one that is not a number, which accuses nobody."""
+        return 0.0 if math.isnan(self.statistic) else self.statistic / self.threshold
 
 
 def weigh(layer: LayerMeasurement, carries: bool) -> list[Evidence]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import torch
 from torch import nn
+
+# Time limits on examples fail at random on a machine that is shared.
+hypothesis.settings.register_profile("shared-machine", deadline=None)
+hypothesis.settings.load_profile("shared-machine")
 
 
 def random_model(family: str, layers: int = 4, hidden: int = 64, dtype: torch.dtype = torch.float32) -> nn.Module:

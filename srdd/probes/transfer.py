@@ -13,8 +13,8 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array) -> Trans
     of the transfer curve over the elements that exceed it. Where one is not finite and the other is, the
     deviation is infinite; two values that are not finite agree.
     """
-    error = actual - expected
     with np.errstate(invalid="ignore", over="ignore"):
+        error = actual - expected
         excess = np.abs(error) / np.maximum(allowance, TINY)
     finite = np.isfinite(expected) & np.isfinite(actual)
     excess = np.where(finite, excess, np.where(np.isfinite(expected) == np.isfinite(actual), 0.0, np.inf))
@@ -22,7 +22,8 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array) -> Trans
     units = violating.any(axis=0)
     x, y = expected[violating], actual[violating]
     others = np.abs(expected[:, units][~violating[:, units]])
-    offset, offset_spread = _centre(error[violating] / max(float(np.std(expected[np.isfinite(expected)])), TINY))
+    scale = float(np.std(expected, where=np.isfinite(expected))) if np.isfinite(expected).any() else 0.0
+    offset, offset_spread = _centre(error[violating] / max(scale, TINY))
     ratio, ratio_spread = _centre(y[x != 0] / x[x != 0])
     return Transfer(
         violation=float(np.minimum(excess.max(initial=0.0), 1e12)),

@@ -191,5 +191,5 @@ def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finding_from(entry: dict[str, Any]) -> Finding:
-    evidence = tuple(Evidence(**item) for item in entry["evidence"])
+    evidence = tuple(Evidence(**_with_nan(item)) for item in entry["evidence"])
     return Finding(**{**entry, "evidence": evidence})

@@ -25,7 +25,9 @@ _COLUMNS = (
     "kurtosis",
     "drop_z",
     "pile-up",
+    "replay",
 )
+_WIDTH = 120  # the table's own: in a narrower terminal it wraps the lines, but no number is cut off
 
 
 def render_text(report: Report) -> RenderableType:
@@ -34,7 +36,8 @@ def render_text(report: Report) -> RenderableType:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print the whole report."""
+    """Print the whole report, widening `console` where it is narrower than the table."""
+    console.width = max(console.width, _WIDTH)
     console.print(render_text(report))
 
 
