@@ -1,0 +1,51 @@
+# Two commands: `make demo` and `make test`. The others are their parts.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+RUN     = $(BIN)/python -m
+
+.PHONY: demo test lint types imports unit test-npu test-slow clean
+
+demo: $(VENV)/installed
+	$(RUN) hal
+	@printf '\n== The bundled model as it is ==\n'
+	$(RUN) srdd --backend cpu-reference
+	@printf '\n== The same with a simulated fault: one hidden unit in ten of layer 7 cannot hold small values ==\n'
+	$(RUN) srdd --backend cpu-reference --inject dead_zone@7:sparsity=0.1; test $$? -eq 1
+
+test: lint types imports unit test-npu
+
+lint: $(VENV)/installed-dev
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+
+types: $(VENV)/installed-dev
+	$(RUN) mypy
+
+imports: $(VENV)/installed-dev
+	$(BIN)/lint-imports
+
+unit: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile -m "not npu and not gpu and not slow"
+
+test-slow: $(VENV)/installed-dev
+	$(RUN) pytest -m slow
+
+# Apart, in an environment of its own: torch_npu without CANN breaks `import torch`.
+test-npu:
+	OMP_NUM_THREADS=1 $(PYTHON) tests/npu/environment.py test
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[dev]'
+	touch $(VENV)/installed $@
+
+clean:
+	rm -rf $(VENV) .venv-npu build *.egg-info
