@@ -45,16 +45,13 @@ class Cuda(hal.TorchBackend):
         hidden = os.environ.get(VISIBLE)
         driver_error = _driver_error()
         if driver_error is not None:
-            return _absent(
-                f"no NVIDIA driver ({driver_error}): install one, or give the container access to the GPUs"
-            )
+            return _absent(f"no NVIDIA driver ({driver_error}): install one, or give the container access to the GPUs")
         count, complaint = _device_count()
         if count > 0:
             return hal.Probe(True, f"{count} CUDA device(s), CUDA {torch.version.cuda}", count)
         if hidden is not None:
             return _absent(
-                f"{VISIBLE}='{hidden}' leaves no device visible: unset it, "
-                "or list distinct ids that nvidia-smi shows"
+                f"{VISIBLE}='{hidden}' leaves no device visible: unset it, or list distinct ids that nvidia-smi shows"
             )
         return _absent(f"the driver reports no CUDA device ({complaint}): check nvidia-smi")
 

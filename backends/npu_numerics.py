@@ -36,7 +36,8 @@ def current(npu: Any) -> dict[str, str]:
     """Every switch of `npu` (torch.npu) and every variable that matters, as text."""
     values = report([*_hf32_switches(npu), *(environment(name) for name in REPORTED_ENVIRONMENT)])
     values["cube_math_type"] = _name_of(npu.matmul.cube_math_type)
-    values["inf_nan_mode"] = str(npu.utils.is_support_inf_nan())
+    # Asked only where nothing forbids it: torch_npu raises on half a request for saturation.
+    values["inf_nan_mode"] = str(os.environ.get(OVERFLOW[0]) != "0" and npu.utils.is_support_inf_nan())
     values["deterministic_level"] = str(deterministic_level(npu))
     return values
 

@@ -35,10 +35,10 @@ class BuildError(Exception):
 
 def build() -> Path:
     """Return the folder that holds the compiled simulator, compiling it if it is not there."""
-    compiler = _compiler()
-    target = OUTPUT / _fingerprint(compiler)
+    target = OUTPUT / _fingerprint()
     if target.is_dir():
         return target
+    compiler = _compiler()
     OUTPUT.mkdir(parents=True, exist_ok=True)
     # Built aside and renamed, so that an interrupted or a second, simultaneous build leaves nothing half-made.
     with tempfile.TemporaryDirectory(dir=OUTPUT) as scratch:
@@ -61,7 +61,7 @@ def _compiler() -> str:
         found = shutil.which(name)
         if found is not None:
             return found
-    raise BuildError(f"no C++ compiler found ({asked}, g++, clang++): install g++ or set CXX")
+    raise BuildError(f"no C++ compiler found ({asked}, g++, clang++): install g++ or set CXX to the path of one")
 
 
 def _package(name: str) -> Path:
@@ -72,12 +72,12 @@ def _package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint() -> str:
     digest = hashlib.sha256()
     for path in sorted([*HERE.rglob("*.cpp"), *HERE.rglob("*.hpp"), Path(__file__)]):
         digest.update(path.relative_to(HERE).as_posix().encode() + path.read_bytes())
     versions = [importlib.metadata.version(name) for name in ("torch", "torch_npu")]
-    for fact in (*versions, compiler, str(_package("torch")), platform.machine()):
+    for fact in (*versions, str(_package("torch")), platform.machine()):
         digest.update(fact.encode())
     return digest.hexdigest()[:16]
 
