@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,8 +52,8 @@ class Checksum(NamedTuple):
 
     @property
     def exceeded(self) -> torch.Tensor:
-        """Rows whose residual rounding does not explain, NaN included; boolean."""
-        return ~(self.residual.abs() <= self.bound)
+        """Rows whose residual rounding does not explain, non-finite ones included; boolean."""
+        return ~(self.residual.isfinite() & (self.residual.abs() <= self.bound))
 
 
 @torch.no_grad()
@@ -68,8 +67,8 @@ def matmul_checksum(
     """Check `y` [..., N] = `x` [..., K] @ `weight` [N, K].T + `bias` [N] by its row sums: sum_j y_ij against x_i .
     sum_j W_jk + sum_j b_j (Huang and Abraham, 1984). The bound is `sigmas` standard deviations of the rounding error,
     taken as independent roundings (the variance-based bound of V-ABFT, arXiv 2602.08043): those of y to its dtype, of
-    the float32 accumulation in any order, by Cauchy-Schwarz, and of the check itself. float32, without a matrix
-    product, so no reduced-precision mode of the matrix units reaches it.
+    the float32 accumulation of K terms one after another, and of the check's own blocked sums. float32, without a
+    matrix product, so no reduced-precision mode of the matrix units reaches it.
     """
     x_, weight_, y_ = x.float(), weight.float(), y.float()
     offset = torch.zeros(1, device=y.device) if bias is None else bias.float()
@@ -80,15 +79,23 @@ def matmul_checksum(
 
 def _deviation(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, bias: torch.Tensor, unit: float) -> torch.Tensor:
     """Standard deviation of the rounding error of a row's residual, in the arguments' dtype."""
-    size = weight.abs().sum(0)
-    parts = (
-        unit * y.square().sum(-1).sqrt(),
-        _ROUNDING * math.sqrt(x.shape[-1]) * x.square().sum(-1).sqrt() * weight.square().sum().sqrt(),
-        _ROUNDING * math.sqrt(_SUM_ROUNDINGS) * y.abs().sum(-1),
-        _ROUNDING * math.sqrt(2 * _SUM_ROUNDINGS) * (x.abs() * size).sum(-1),
-        _ROUNDING * math.sqrt(_SUM_ROUNDINGS) * bias.abs().sum().expand(y.shape[:-1]),
+    column, square = weight.sum(0), weight.square().sum(0)
+    accumulated = x.shape[-1] * _partial_sums(y.square().sum(-1), (x.square() * square).sum(-1))
+    checked = (
+        _partial_sums(y.sum(-1).square(), y.square().sum(-1))
+        + _partial_sums((x * column).sum(-1).square(), (x * column).square().sum(-1))
+        + (x.square() * _partial_sums(column.square(), square)).sum(-1)
+        + _partial_sums(bias.sum().square(), bias.square().sum())
     )
-    return (torch.stack(parts).square().sum(0) / 3).sqrt()
+    rounded = unit**2 * y.square().sum(-1)
+    return ((rounded + _ROUNDING**2 * (accumulated + _SUM_ROUNDINGS * checked)) / 3).sqrt()
+
+
+def _partial_sums(total: torch.Tensor, terms: torch.Tensor) -> torch.Tensor:
+    """Mean square of the partial sums on the way to a sum: a drift to the total, squared, and a random walk of the
+    terms, whose squares' sum is given.
+    """
+    return total / 3 + terms / 2
 
 
 def _pieces(x: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,7 @@ class SampleSpec:
         """The alternative for this size."""
         return {"tiny": tiny, "odd": odd, "large": large}[self.size]
 
-    def data(self, argument: str, *shape: int, headroom: int = 1, limit: int = 127) -> torch.Tensor:
+    def data(self, argument: str, *shape: int, headroom: int = 1, limit: int = 128) -> torch.Tensor:
         """A tensor of this spec's range for the argument of that name. `large` values stay below 2**limit and
         `headroom` octaves below the dtype's greatest value.
         """
