@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hal.errors import ModelError
+from hal.errors import ModelError, one_line
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -32,7 +32,8 @@ def require_directory(directory: Path) -> None:
     """Raise ModelError unless `directory` exists and holds a config.json."""
     if not directory.is_dir():
         raise ModelError(
-            f"model directory {directory} does not exist: give a directory with config.json and safetensors"
+            f"model directory {directory} {'is a file' if directory.exists() else 'does not exist'}: "
+            "give a directory with config.json and safetensors"
         )
     if not (directory / "config.json").is_file():
         raise ModelError(f"model directory {directory} has no config.json: give a transformers checkpoint directory")
@@ -60,11 +61,7 @@ def _all_finite(weight: torch.Tensor) -> bool:
 def _listed_files(directory: Path) -> list[Path]:
     index = directory / INDEX
     if index.is_file():
-        try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index} is not a safetensors index ({error}): copy it again") from error
-        return [directory / name for name in sorted(names)]
+        return [directory / name for name in _indexed_names(index)]
     if (directory / SINGLE).is_file():
         return [directory / SINGLE]
     pickled = sorted(path.name for pattern in _PICKLED for path in directory.glob(pattern))
@@ -76,12 +73,23 @@ def _listed_files(directory: Path) -> list[Path]:
     raise ModelError(f"model directory {directory} has no {SINGLE}: give a checkpoint saved as safetensors")
 
 
+def _indexed_names(index: Path) -> list[str]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        raise ModelError(f"{index} is not a safetensors index ({one_line(error)}): copy it again") from error
+    strangers = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if strangers or not names:
+        raise ModelError(f"{index} names no file of its own directory ({strangers or 'it is empty'}): copy it again")
+    return sorted(names)
+
+
 def _open_check(file: Path) -> None:
     try:
         with safe_open(file, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file} is truncated or not safetensors ({error}): copy it again") from error
+        raise ModelError(f"{file} is truncated or not safetensors ({one_line(error)}): copy it again") from error
 
 
 class CheckpointWeights:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,17 @@ from torch import nn
 
 from hal.backend import TorchBackend
 from hal.checkpoint import require_finite
-from hal.errors import ModelError, UsageError
+from hal.errors import ModelError, UsageError, one_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Mismatches are let through to be reported by name: transformers itself names none.
+_LOADING: dict[str, Any] = {
+    "use_safetensors": True,
+    "local_files_only": True,
+    "output_loading_info": True,
+    "ignore_mismatched_sizes": True,
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ def load_model(
 ) -> LoadedModel:
     """Load the transformers checkpoint in `directory` onto `backend`, in `dtype` ("auto" keeps the
     checkpoint's own). The architecture's own class is built, causal or encoder. Raises ModelError for a
-    missing, truncated, pickled or non-finite checkpoint, or one that needs remote code without
+    missing, truncated, incomplete, pickled or non-finite checkpoint, or one that needs remote code without
     `trust_remote_code`, and UsageError for an unknown or unsupported dtype.
     """
     directory = Path(directory)
@@ -47,6 +56,7 @@ def load_model(
         config = _read_config(directory, trust_remote_code)
         model = _build(directory, config, target, trust_remote_code)
         tokenizer = _read_tokenizer(directory, trust_remote_code)
+    _require_supported(model, backend)
     return LoadedModel(model.to(backend.device).eval(), tokenizer, directory)
 
 
@@ -59,8 +69,25 @@ def parse_dtype(name: str) -> torch.dtype | str:
     return DTYPES[name]
 
 
+def _require_supported(model: nn.Module, backend: TorchBackend) -> None:
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype not in backend.dtypes:
+            raise UsageError(
+                f"weight '{name}' is {_short(weight.dtype)}, which backend '{backend.name}' does not support: "
+                f"pass --dtype with one of {_names(backend)}"
+            )
+
+
 def _names(backend: TorchBackend) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in backend.dtypes)
+    return ", ".join(_short(dtype) for dtype in backend.dtypes)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# Configurations, models and tokenizers raise what they like on files that are wrong: each `except Exception` below
+# hands its cause on inside a ModelError.
 
 
 def _read_config(directory: Path, trust_remote_code: bool) -> Any:
@@ -68,39 +95,73 @@ def _read_config(directory: Path, trust_remote_code: bool) -> Any:
 
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:
         raise ModelError(f"config.json in {directory} cannot be used: {_remote_hint(error)}") from error
 
 
 def _build(directory: Path, config: Any, dtype: torch.dtype | str, trust_remote_code: bool) -> nn.Module:
-    options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    try:
-        if trust_remote_code and getattr(config, "auto_map", None):
-            from transformers import AutoModelForCausalLM
+    if trust_remote_code and getattr(config, "auto_map", None):
+        from transformers import AutoModelForCausalLM
 
-            return _checked(AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True, **options))
-        return _checked(_architecture(config, directory).from_pretrained(directory, config=config, **options))
-    except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
+        loader = partial(AutoModelForCausalLM.from_pretrained, directory, trust_remote_code=True)
+    else:
+        loader = partial(_architecture(config, directory).from_pretrained, directory, config=config)
+    if getattr(config, "quantization_config", None) is None:  # quantisers want the real device
+        # Without memory first: a config.json of some larger model would fill the host before it is found wrong.
+        _load(loader, directory, dtype=dtype, device_map="meta")
+    return _load(loader, directory, dtype=dtype)
+
+
+def _load(loader: Callable[..., Any], directory: Path, **options: Any) -> nn.Module:
+    try:
+        model, loading = loader(**_LOADING, **options)
+    except Exception as error:
         raise ModelError(f"checkpoint {directory} cannot be loaded: {_remote_hint(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"loading gave a {type(model).__name__}, not a torch module")
+    _require_complete(directory, loading)
+    return model
+
+
+def _require_complete(directory: Path, loading: dict[str, Any]) -> None:
+    """Refuse a checkpoint that leaves weights of the model at random values; transformers only warns."""
+    mismatched = sorted(loading["mismatched_keys"])
+    if mismatched:
+        name, found, expected = mismatched[0]
+        raise ModelError(
+            f"checkpoint {directory} does not fit its config.json: '{name}' has shape {tuple(found)} and the model "
+            f"needs {tuple(expected)}{_others(mismatched)}; use the config.json that belongs to the weights"
+        )
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"checkpoint {directory} lacks the weight '{missing[0]}'{_others(missing)} and they would be random: "
+            "copy it again, or use the config.json that belongs to the weights"
+        )
+
+
+def _others(keys: list[Any]) -> str:
+    return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
 
 
 def _architecture(config: Any, directory: Path) -> Any:
     import transformers
 
-    for name in getattr(config, "architectures", None) or []:
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
+    names = getattr(config, "architectures", None) or []
+    for name in names:
+        architecture = getattr(transformers, str(name), None)
+        if isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel):
+            return architecture
     if getattr(config, "auto_map", None):
         raise ModelError(
             f"checkpoint {directory} brings its own code, which is refused: read it, then pass --trust-remote-code"
         )
+    if names:
+        raise ModelError(
+            f"checkpoint {directory} is of architecture {names[0]}, which transformers {transformers.__version__} "
+            "does not have: install a release that has it"
+        )
     return transformers.AutoModel
-
-
-def _checked(model: Any) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"loading gave a {type(model).__name__}, not a torch module")
-    return model
 
 
 def _read_tokenizer(directory: Path, trust_remote_code: bool) -> Any | None:
@@ -110,12 +171,12 @@ def _read_tokenizer(directory: Path, trust_remote_code: bool) -> Any | None:
         return None
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:
         raise ModelError(f"the tokenizer in {directory} cannot be loaded: {_remote_hint(error)}") from error
 
 
 def _remote_hint(error: Exception) -> str:
-    message = " ".join(str(error).split())
+    message = one_line(error)
     if "trust_remote_code" in message:
         return "it needs remote code, which is refused: read it, then pass --trust-remote-code"
     return message[:300]
