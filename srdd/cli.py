@@ -26,15 +26,19 @@ from srdd.scan import scan
 PROGRAM = "python -m srdd"
 HEALTHY, FAULTY = 0, 1
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=False)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code: 0 healthy, 1 fault found, 2 wrong usage or input, 3
     backend unavailable.
     """
-    verbs = {command.name for command in app.registered_commands}
-    explicit = bool(arguments) and (arguments[0] in verbs or arguments[0] in ("--help", "-h"))
+    explicit = bool(arguments) and (not arguments[0].startswith("-") or arguments[0] in ("--help", "-h"))
     return run_command(app, arguments if explicit else ["scan", *arguments], PROGRAM)
 
 
@@ -124,12 +128,13 @@ def _require_hits(missed: list[Fault]) -> None:
 
 
 def _progress(quiet: bool) -> Progress:
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
-        disable=quiet,
+        disable=quiet or not console.is_terminal,  # a log file gets no bar, and a failure stays one line
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from srdd.measurements import Transfer
+from srdd.measurements import NAN, Transfer
 from srdd.probes.samples import TINY, Array
 
 
@@ -18,7 +18,10 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array) -> Trans
         excess = np.abs(error) / np.maximum(allowance, TINY)
     finite = np.isfinite(expected) & np.isfinite(actual)
     excess = np.where(finite, excess, np.where(np.isfinite(expected) == np.isfinite(actual), 0.0, np.inf))
+    worst = float(np.minimum(excess.max(initial=0.0), 1e12))
     violating = excess > 1
+    if worst <= 1:
+        return Transfer(worst, 0.0, 0, int(violating.shape[-1]), 0.0, 0.0, 0.0, False, NAN, NAN, NAN, NAN)
     units = violating.any(axis=0)
     x, y = expected[violating], actual[violating]
     others = np.abs(expected[:, units][~violating[:, units]])
@@ -26,14 +29,14 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array) -> Trans
     offset, offset_spread = _centre(error[violating] / max(scale, TINY))
     ratio, ratio_spread = _centre(y[x != 0] / x[x != 0])
     return Transfer(
-        violation=float(np.minimum(excess.max(initial=0.0), 1e12)),
-        fraction=float(violating.mean()) if violating.size else 0.0,
+        violation=worst,
+        fraction=float(violating.mean()),
         units=int(units.sum()),
         width=int(units.size),
-        coverage=float(violating[:, units].mean()) if units.any() else 0.0,
-        zeroed=float((y == 0).mean()) if y.size else 0.0,
+        coverage=float(violating[:, units].mean()),
+        zeroed=float((y == 0).mean()),
         tied=_tied(y),
-        largest=bool(x.size and (others.size == 0 or np.abs(x).min() >= others.max())),
+        largest=bool(others.size == 0 or np.abs(x).min() >= others.max()),
         offset=offset,
         offset_spread=offset_spread,
         ratio=ratio,
@@ -52,7 +55,5 @@ def _centre(values: Array) -> tuple[float, float]:
 
 
 def _tied(values: Array) -> float:
-    if values.size == 0:
-        return 0.0
     _, counts = np.unique(np.abs(values), return_counts=True)
     return float(counts.max() / values.size)

@@ -89,8 +89,8 @@ class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as 
         elif name in _REDUCTIONS:
             terms = max(args[0].numel() / max(value.numel(), 1), 1)
             size = size + ACCUMULATOR * math.sqrt(terms) * value.abs()
-        signs = torch.randint(0, 2, value.shape, generator=self._generator, dtype=torch.int8) * 2 - 1
-        disturbed = value + signs * size
+        signs = torch.empty(value.shape, dtype=torch.int8).random_(0, 2, generator=self._generator).mul_(2).sub_(1)
+        disturbed = torch.where(size.isfinite(), value + signs * size, value)
         if name.endswith("_") and not name.endswith("__"):
             return value.copy_(disturbed)
         return disturbed
@@ -107,8 +107,10 @@ def product_spread(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def _layer_norm_spread(
     result: torch.Tensor, x: torch.Tensor, shape: Sequence[int], weight: torch.Tensor | None, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """Error of a fused layer norm in float32: of the mean and its subtraction, as (|x| + rms(x)) rstd |weight|, and of
-    a variance formed as mean(x^2) - mean(x)^2, which loses mean^2 / variance of its digits (Chan, Golub and LeVeque
+    """Error of a fused layer norm in float32: of the mean and its subtraction, as (|x| + rms(x)) rstd
+    |weight|, and of
+    a variance formed as mean(x^2) - mean(x)^2, which loses mean^2 / variance of its digits (Chan, Golub and
+    LeVeque
     1983).
     """
     dims = tuple(range(-len(shape), 0))
@@ -136,7 +138,8 @@ Draw = Callable[[WideArithmetic], list[torch.Tensor]]
 
 
 def rounding_spread(run: Draw, exact: list[torch.Tensor], roundoff: float, draws: int, seed: int) -> list[torch.Tensor]:
-    """The root mean square deviation of `run(arithmetic)` from its `exact` values over `draws` runs with random
+    """The root mean square deviation of `run(arithmetic)` from its `exact` values over `draws` runs with
+    random
     roundings, one tensor for each. `run` must return new tensors of the same shapes each time.
     """
     squares = [torch.zeros_like(value) for value in exact]

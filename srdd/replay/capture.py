@@ -44,7 +44,7 @@ class ModuleCall:
     operators: list[OperatorCall] = field(default_factory=list)
 
     def walk(self) -> Iterator[ModuleCall]:
-        """This call and all below it."""
+        """The call itself and all below it."""
         yield self
         for child in self.children:
             yield from child.walk()

@@ -46,7 +46,8 @@ class HostReplay:
             self._compare_tree(visit, tree, excitation)
 
     def excite_submodules(self, visit: LayerVisit) -> int:
-        """Run each innermost module of the layer on an amplified copy of its own input, and each direct part on a
+        """Run each innermost module of the layer on an amplified copy of its own input, and each direct part
+        on a
         spiked one, and replay those runs; returns how many times the layer's work was done.
         """
         if self._own_run is None:

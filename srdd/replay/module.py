@@ -26,8 +26,10 @@ class ReplayDivergedError(HalError):
 
 @dataclass(frozen=True)
 class Replay:
-    """One module call on the host: `exact` float64 values, first the inputs handed to each submodule, then the output;
-    `actual`, the device's values of the same shapes; and `spread(draws)`, the rounding spread of each, drawn when asked for.
+    """One module call on the host: `exact` float64 values, first the inputs handed to each submodule, then
+    the output;
+    `actual`, the device's values of the same shapes; and `spread(draws)`, the rounding spread of each, drawn
+    when asked for.
     """
 
     exact: list[torch.Tensor]
@@ -36,9 +38,9 @@ class Replay:
 
 
 def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -> Replay:
-    """Replay the module of `call` on its clean copy inside the layer `clean`. Where the copy's calls do not match the
-    device's (another kernel for the experts of a mixture), it is replayed as a whole, submodules included. Raises
-    ReplayDivergedError when that gives other shapes too.
+    """Replay the module of `call` on its clean copy inside the layer `clean`. Where the copy's calls do not match
+    the device's (another kernel for the experts of a mixture), it is replayed as a whole, submodules included; a
+    ReplayDivergedError says that this gives other shapes too.
     """
     module = clean.get_submodule(call.name)
     if isinstance(module, nn.Linear) and not call.children and type(module).forward is nn.Linear.forward:
