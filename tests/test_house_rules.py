@@ -19,9 +19,11 @@ CODE = (*NEUTRAL, "backends", "benchmarks", "examples", "tests")
 MAX_LINES = 500
 
 VENDORS = frozenset(
-    ("cuda", "cudnn", "cublas", "nvidia", "nvml", "nccl", "tf32", "triton")
-    + ("npu", "npus", "ascend", "hccl", "cann", "hf32", "acl")
-    + ("amd", "rocm", "hip", "rccl", "intel", "xpu", "mps", "hpu", "mlu", "musa", "tpu", "xla")
+    re.findall(
+        r"\w+",
+        "cuda cudnn cublas nvidia nvml nccl tf32 triton  npu npus ascend hccl cann hf32 acl  "
+        "amd rocm hip rccl  intel xpu  mps  hpu  mlu  musa  tpu xla",
+    )
 )
 # People may be told examples: in a docstring, or in the help of an option.
 HELP = ("help", "epilog", "description")
