@@ -1,4 +1,4 @@
-"""Exact noise has the same bits however the device computes; the catalogue stays within its bounds."""
+"""The catalogue stays within its bounds however the device computes, and leaves them where it should not be trusted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hal.ops.integrity import tensor_digest
 SWITCHES = ("reorder", "hf32_matmul", "flush_subnormal", "saturate")
 # What the documented defect of the device's gelu and the plain matrix unit's short inputs must show.
 WRONG_GELU = {"gelu"}
-# The checksum is made of sums, and the rest of the list of matrix products.
+# The operators made of matrix products; the checksum, though about one, uses none.
 HF32 = {"matmul", "bmm", "linear", "attention"}
 
 
@@ -36,19 +36,11 @@ def failures(device, values):
 
 
 @pytest.mark.parametrize("switch", [None, *SWITCHES])
-def test_exact_noise_has_the_bits_of_the_host(device, arithmetic, switch):
-    with arithmetic(**({switch: True} if switch else {})):
-        for draw in (noise.normal, noise.uniform, noise.bits):
-            on_device = draw((33, 1001), seed=7, stream=1 << 40, start=5, device=device)
-            assert on_device.device == device
-            assert torch.equal(on_device.cpu(), draw((33, 1001), seed=7, stream=1 << 40, start=5, device="cpu"))
-
-
-@pytest.mark.parametrize("switch", [None, *SWITCHES])
 def test_digest_is_that_of_the_host(device, arithmetic, switch):
     x = noise.normal((33, 1001), seed=7, device="cpu") * 1e-38
+    moved = x.to(device)  # before the switch: a device that flushes may do so when it copies
     with arithmetic(**({switch: True} if switch else {})):
-        assert tensor_digest(x.to(device)) == tensor_digest(x)
+        assert tensor_digest(moved) == tensor_digest(x)
 
 
 @pytest.mark.parametrize("values", [values for values in VALUES if values != "large"])
