@@ -87,9 +87,8 @@ class Transfer:
 @dataclass(frozen=True)
 class PassThrough:
     """How an amplified input passes through a layer: its `transfer` compared with the input itself, and
-    `growth`,
-    rms(output at scale) / rms(output) over the scale: 1 for a residual block, 0 for a layer that normalises
-    its output.
+    `growth`, rms(output) / rms(input) at that scale: 1 for a residual block, near 0 for a layer that
+    normalises its output.
     """
 
     transfer: Transfer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ class _Scan:
         with (
             torch.no_grad(),
             evaluation_mode(self._model),
+            _without_cache(self._model),
             self._backend.numeric_mode(NumericMode(deterministic=True)),
         ):
             environment = self._environment()
@@ -153,6 +155,22 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
 def _model_name(model: nn.Module) -> str:
     path = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
     return path or type(model).__name__
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """Switch key-value caches off in the configuration of every module, a wrapped model's too: a layer that
+    runs again would add to its cache.
+    """
+    found: Iterator[Any] = (getattr(module, "config", None) for module in model.modules())
+    configs = {id(config): config for config in found if getattr(config, "use_cache", None) is True}
+    for config in configs.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
 
 
 def _accepts(model: nn.Module, argument: str) -> bool:

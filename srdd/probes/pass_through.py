@@ -24,7 +24,7 @@ def measure_pass_through(samples: LayerSamples) -> PassThrough | None:
         return None
     allowance = ADDITIONS * samples.unit_roundoff * np.abs(amplified.stream)
     allowance = allowance + UPDATE * float(np.abs(samples.update).max())
-    growth = _rms(amplified.output) / max(_rms(samples.output), TINY) / amplified.size
+    growth = _rms(amplified.output) / max(_rms(amplified.stream), TINY)
     return PassThrough(
         transfer=describe_transfer(amplified.stream, amplified.output, allowance),
         growth=growth if np.isfinite(growth) else float("nan"),

@@ -124,6 +124,11 @@ def test_growth_tells_residual_blocks_from_normalising_ones():
     assert measured(layer=post_norm).transfer.violation > 1
 
 
+def test_growth_does_not_depend_on_how_much_the_layer_adds():
+    # The first layer of many models adds more than its input holds.
+    assert measured(layer=lambda x: x + 30 * np.sign(x)).growth == pytest.approx(1, abs=0.01)
+
+
 def test_a_stream_that_could_not_be_amplified_is_not_judged():
     x = np.ones((4, 8))
     assert measure_pass_through(LayerSamples(x, x, U["float32"])) is None
