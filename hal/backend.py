@@ -21,8 +21,8 @@ Status = Literal["stable", "beta", "experimental"]
 
 @dataclass(frozen=True)
 class Probe:
-    """Whether a backend can run here: `available`, the `reason` in one line (what is missing and what to do,
-    or what was found), and the number of `devices`.
+    """Whether a backend can run here: `available`, the `reason` in one line (what is missing and what to do, or
+    what was found), and the number of `devices`.
     """
 
     available: bool
@@ -42,8 +42,7 @@ class MemoryStats:
 @dataclass(frozen=True)
 class NumericMode:
     """How arithmetic is to be done: `deterministic` asks for the same bits on every run,
-    `reduced_precision_matmul` allows float32 matrix products and convolutions in a shorter format (TF32,
-    HF32).
+    `reduced_precision_matmul` allows float32 matrix products and convolutions in a shorter format (TF32, HF32).
     """
 
     deterministic: bool = True
@@ -58,12 +57,12 @@ class Timer:
 
 
 class TorchBackend:
-    """Base of every backend: a torch device type together with what the rest of the project needs to know
-    about it.
+    """Base of every backend: a torch device type together with what the rest of the project needs to know about
+    it.
 
-    A subclass sets the class attributes and overrides `probe`, and whichever of the other methods its
-    device answers differently from torch's generic device module. Instances are cheap; creating one
-    selects nothing and allocates nothing.
+    A subclass sets the class attributes and overrides `probe`, and whichever of the other methods its device
+    answers differently from torch's generic device module. Instances are cheap; creating one selects nothing
+    and allocates nothing.
     """
 
     name: ClassVar[str]
@@ -106,8 +105,7 @@ class TorchBackend:
         return {"torch": torch.__version__}
 
     def require_model(self, model: torch.nn.Module) -> None:
-        """Raise UsageError unless the model's parameters lie on this backend's kind of device; nothing is
-        moved
+        """Raise UsageError unless the model's parameters lie on this backend's kind of device; nothing is moved
         silently.
         """
         parameter = next(model.parameters(), None)

@@ -94,8 +94,7 @@ def _open_check(file: Path) -> None:
 
 class CheckpointWeights:
     """The weights of a checkpoint directory by name, read one at a time. Names are tried as they are, and
-    without or with their first part, because checkpoints of a bare model and of one with a head differ in
-    that.
+    without or with their first part, because checkpoints of a bare model and of one with a head differ in that.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -27,12 +27,12 @@ class WeightSource(Protocol):
 
 
 class CleanLayers:
-    """Builds layer copies that share nothing with the scanned model: neither hooks, patched forwards nor,
-    when a `checkpoint` is given, device memory.
+    """Builds layer copies that share nothing with the scanned model: neither hooks, patched forwards nor, when
+    a `checkpoint` is given, device memory.
 
-    The structure comes from the model's class and configuration, instantiated without weights; the
-    weights come from the checkpoint directory, cast to the scanned model's dtype first, or else from
-    the model's own parameters. A module that is not a transformers model is deep-copied and stripped.
+    The structure comes from the model's class and configuration, instantiated without weights; the weights come
+    from the checkpoint directory, cast to the scanned model's dtype first, or else from the model's own
+    parameters. A module that is not a transformers model is deep-copied and stripped.
     """
 
     def __init__(self, model: nn.Module, stack: LayerStack, checkpoint: Path | None = None) -> None:
@@ -41,8 +41,8 @@ class CleanLayers:
         self._skeleton = _skeleton(model, stack)
 
     def layer(self, index: int, dtype: torch.dtype = torch.float64) -> nn.Module:
-        """Layer `index` on the host in `dtype`, in evaluation mode; raises ModelError when structure or
-        weights do not fit, for example because the weights are quantised.
+        """Layer `index` on the host in `dtype`, in evaluation mode; raises ModelError when structure or weights
+        do not fit, for example because the weights are quantised.
         """
         original = self._stack.layers[index]
         clean = copy.deepcopy(self._skeleton[index]) if self._skeleton else _stripped_copy(original)

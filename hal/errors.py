@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class HalError(Exception):
-    """Root of every error this project raises on purpose; its message is one line that states the value
-    found, the rule it breaks and what to do; `exit_code` is what the command line returns for it.
+    """Root of every error this project raises on purpose; its message is one line that states the value found,
+    the rule it breaks and what to do; `exit_code` is what the command line returns for it.
     """
 
     exit_code = 2
@@ -30,8 +30,8 @@ class UnsupportedError(HalError):
 
 
 class ModelError(UsageError):
-    """A checkpoint or module cannot be used: missing, truncated, non-finite, remote code, no layer stack
-    (exit code 2).
+    """A checkpoint or module cannot be used: missing, truncated, non-finite, remote code, no layer stack (exit
+    code 2).
     """
 
 

@@ -23,9 +23,9 @@ class Hooks:
     """A set of hooks on one model, active inside its `with` block and removed at its end, also after an
     exception.
 
-    Sites are dotted module names ("model.layers.3", "model.layers.3.mlp.down_proj"). Hooks on one site
-    run in the order in which they were attached, each seeing what the one before it returned. `counts`
-    says how often the hooks of each site ran, an operator's under "SITE:OPERATOR".
+    Sites are dotted module names ("model.layers.3", "model.layers.3.mlp.down_proj"). Hooks on one site run in
+    the order in which they were attached, each seeing what the one before it returned. `counts` says how often
+    the hooks of each site ran, an operator's under "SITE:OPERATOR".
     """
 
     def __init__(self, model: nn.Module) -> None:

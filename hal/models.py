@@ -30,8 +30,8 @@ _LOADING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode on its device, with its tokenizer (None when the directory has none) and
-    where it came from.
+    """A model in evaluation mode on its device, with its tokenizer (None when the directory has none) and where
+    it came from.
     """
 
     model: nn.Module
@@ -42,10 +42,10 @@ class LoadedModel:
 def load_model(
     directory: str | Path, backend: TorchBackend, dtype: str = "auto", trust_remote_code: bool = False
 ) -> LoadedModel:
-    """Load the transformers checkpoint in `directory` onto `backend`, in `dtype` ("auto" keeps the
-    checkpoint's own). The architecture's own class is built, causal or encoder. Raises ModelError for a
-    missing, truncated, incomplete, pickled or non-finite checkpoint, or one that needs remote code without
-    `trust_remote_code`, and UsageError for an unknown or unsupported dtype.
+    """Load the transformers checkpoint in `directory` onto `backend`, in `dtype` ("auto" keeps the checkpoint's
+    own). The architecture's own class is built, causal or encoder. Raises ModelError for a missing, truncated,
+    incomplete, pickled or non-finite checkpoint, or one that needs remote code without `trust_remote_code`, and
+    UsageError for an unknown or unsupported dtype.
     """
     directory = Path(directory)
     target = parse_dtype(dtype)

@@ -37,8 +37,8 @@ class BackendInfo:
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """A plug-in that could not be loaded or registered, with the distribution it came from and its error in
-    one line.
+    """A plug-in that could not be loaded or registered, with the distribution it came from and its error in one
+    line.
     """
 
     name: str
@@ -126,8 +126,8 @@ def _source_of(plugin: EntryPoint) -> str:
 
 
 def installed_plugins() -> list[EntryPoint]:
-    """All installed entry points of the group: this distribution's own first, so that nobody takes their
-    names, the others by name, so that the order does not depend on the search path.
+    """All installed entry points of the group: this distribution's own first, so that nobody takes their names,
+    the others by name, so that the order does not depend on the search path.
     """
     return sorted(
         entry_points(group=hookspecs.GROUP),
@@ -142,10 +142,10 @@ def default_registry() -> Registry:
 
 
 def get_backend(name: str, device: str | int | torch.device | None = None) -> TorchBackend:
-    """The backend called `name`, ready on `device` (an index, "npu:1", a torch.device, or None for the
-    first). "auto" takes the one available accelerator, or cpu-reference when there is none, and raises
-    UsageError when several are. Raises UnknownBackendError with the known ones listed, or
-    BackendUnavailableError with the reason; it never falls back to another device.
+    """The backend called `name`, ready on `device` (an index, "npu:1", a torch.device, or None for the first).
+    "auto" takes the one available accelerator, or cpu-reference when there is none, and raises UsageError when
+    several are. Raises UnknownBackendError with the known ones listed, or BackendUnavailableError with the
+    reason; it never falls back to another device.
     """
     return default_registry().get(name, device)
 

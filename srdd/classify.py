@@ -6,19 +6,22 @@ from srdd import thresholds
 from srdd.measurements import Stability, Transfer
 
 
-def stability_kind(stability: Stability) -> str:
+def stability_kind(stability: Stability, replay: Transfer | None) -> str:
     """Spikes touch few elements; noise touches all and is a visible share of the signal; what is smaller is
-    non-determinism.
+    non-determinism. Read off the replay of the site at fault where there is one: what the layer returns has
+    been through the rest of it.
     """
-    if stability.changed < thresholds.SPIKE_CHANGED:
+    touched = replay.coverage if replay else stability.changed
+    size = replay.size if replay else stability.spread
+    if touched < thresholds.SPIKE_CHANGED:
         return "spike"
-    return "noise" if stability.spread >= thresholds.NOISE_SPREAD else "non_determinism"
+    return "noise" if size >= thresholds.NOISE_SPREAD else "non_determinism"
 
 
 def transfer_kind(entry: Transfer) -> str:
-    """Read the transfer curve of the violating elements: all zero is a dead zone; one common magnitude, or
-    the largest inputs cut short, is saturation; one common offset in whole units is a bias; one common ratio
-    is a wrong scale, or a flipped sign. Anything else is called corruption.
+    """Read the transfer curve of the violating elements: all zero is a dead zone; one common magnitude, or the
+    largest inputs cut short, is saturation; one common offset in whole units is a bias; one common ratio is a
+    wrong scale, or a flipped sign. Anything else is called corruption.
     """
     if entry.zeroed > thresholds.PURE:
         return "dead_zone"

@@ -17,13 +17,10 @@ from srdd.suggest import suggestion
 
 @dataclass(frozen=True)
 class Finding:
-    """One suspected fault: where (`layer`, `site`, and the `operator` inside the site, "" when it is not one
-    of
-    the catalogue's), of which `kind`, its `label` in the documents' words (SAT_SOURCE, NOISE_SOURCE, ...),
-    how
+    """One suspected fault: where (`layer`, `site`, and the `operator` inside the site, "" when it is not one of
+    the catalogue's), of which `kind`, its `label` in the documents' words (SAT_SOURCE, NOISE_SOURCE, ...), how
     sure (`confidence`, 0.5 at the threshold and 1 far above it), the `evidence`, strongest first, and what to
-    try
-    next.
+    try next.
     """
 
     rank: int
@@ -40,8 +37,7 @@ class Finding:
 @dataclass(frozen=True)
 class Diagnosis:
     """The ranked `findings`, a `label` and a `score` (strongest excess, below 1 when healthy) for each layer,
-    and
-    `notes` on probes that could not be applied.
+    and `notes` on probes that could not be applied.
     """
 
     findings: tuple[Finding, ...]
@@ -57,8 +53,7 @@ class Diagnosis:
 
 def diagnose(measurements: Measurements) -> Diagnosis:
     """Judge every layer by the probes that apply to this architecture, rank what is found and label the rest.
-    Each
-    probe is local to its layer, so a fault does not make findings of the layers behind it.
+    Each probe is local to its layer, so a fault does not make findings of the layers behind it.
     """
     carries = carries_stream(measurements.layers)
     weighed = [weigh(layer, carries) for layer in measurements.layers]
@@ -77,10 +72,8 @@ def diagnose(measurements: Measurements) -> Diagnosis:
 
 def kurtosis_edges(layers: Sequence[LayerMeasurement]) -> list[float]:
     """The documents' `drop_z`: first difference of log kurtosis over layers, in robust z (median and scaled
-    median
-    absolute deviation); 0 for the first layer and where kurtosis is unknown. Adding 3 keeps the logarithm
-    defined
-    for flat distributions.
+    median absolute deviation); 0 for the first layer and where kurtosis is unknown. Adding 3 keeps the
+    logarithm defined for flat distributions.
     """
     logs = [math.log(max(layer.shape.kurtosis + 3, 1e-6)) if layer.shape else math.nan for layer in layers]
     steps = [math.nan] + [after - before for before, after in pairwise(logs)]
@@ -110,8 +103,7 @@ def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence]) -> Find
 
 
 def _place(layer: LayerMeasurement, failed: list[SiteReplay]) -> tuple[str, str]:
-    """The module at fault and the operator inside it. One operator that fails in several modules is at fault
-    in
+    """The module at fault and the operator inside it. One operator that fails in several modules is at fault in
     what contains them all.
     """
     if not layer.finite_input:
@@ -139,7 +131,7 @@ def _kind(layer: LayerMeasurement, probes: set[str], failed: list[SiteReplay]) -
     if "finite" in probes:
         return "non_finite"
     if layer.stability and probes & {"instability", "instability_element"}:
-        return stability_kind(layer.stability)
+        return stability_kind(layer.stability, failed[0].transfer if failed else None)
     if layer.pass_through and "pass_through" in probes:
         return transfer_kind(layer.pass_through.transfer)
     if failed:
@@ -161,8 +153,7 @@ def _label(kind: str, layer: LayerMeasurement) -> str:
 
 
 def _labels(measurements: Measurements, findings: Sequence[Finding]) -> tuple[str, ...]:
-    """The label of each layer: its finding's, "NON_FINITE_PROP" behind a non-finite source, "SAT_PROP" behind
-    a
+    """The label of each layer: its finding's, "NON_FINITE_PROP" behind a non-finite source, "SAT_PROP" behind a
     saturation where the edge is still piled up, "ok" otherwise.
     """
     labels = {finding.layer: finding.label for finding in findings}

@@ -44,10 +44,8 @@ def weigh(layer: LayerMeasurement, carries: bool) -> list[Evidence]:
 
 def carries_stream(layers: Sequence[LayerMeasurement]) -> bool:
     """Whether this architecture's layers pass their input through, so that the pass-through probe may accuse:
-    at
-    least half of the layers do so without any violation, or most carry it at full size, yet damaged in ways
-    no
-    architecture has.
+    at least half of the layers do so without any violation, or most carry it at full size, yet damaged in ways
+    no architecture has.
     """
     measured = [layer.pass_through for layer in layers if layer.pass_through is not None]
     if not measured:

@@ -17,8 +17,8 @@ AMPLIFICATION_BITS = 16
 
 @dataclass(frozen=True)
 class Excitation:
-    """One input: its `name`, the residual `stream`, [..., hidden], and the `size` that its probe needs to
-    know (a perturbation's std, an offset, a scale).
+    """One input: its `name`, the residual `stream`, [..., hidden], and the `size` that its probe needs to know
+    (a perturbation's std, an offset, a scale).
     """
 
     name: str
@@ -29,8 +29,8 @@ class Excitation:
 def excitations(stream: torch.Tensor, layer: int, seed: int) -> Iterator[Excitation]:
     """The inputs derived from a layer's own `stream`, one at a time so that one is in memory at a time:
     `REPEATS` repetitions, a small random perturbation, an offset each way, and an amplification by a power of
-    two, which is exact. A constant stream has no scale of its own and is only repeated. Offsets and scales
-    stay below the square root of the dtype's range, because normalisation squares its input.
+    two, which is exact. A constant stream has no scale of its own and is only repeated. Offsets and scales stay
+    below the square root of the dtype's range, because normalisation squares its input.
     """
     for trial in range(REPEATS):
         yield Excitation(f"repeat_{trial}", stream, 0.0)

@@ -10,8 +10,8 @@ from hal.errors import UsageError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to a temporary file beside `path` and rename it; raises UsageError when the place cannot
-    be written.
+    """Write `text` to a temporary file beside `path` and rename it; raises UsageError when the place cannot be
+    written.
     """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

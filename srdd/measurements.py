@@ -12,10 +12,10 @@ NAN = math.nan
 
 @dataclass(frozen=True)
 class Stability:
-    """Same input, `trials` runs. `spread` is the largest std of a difference from the first run, as a share
-    of std(output). `unit` is the largest root mean square over one hidden unit, and `element` the largest
-    single difference, both in units of the rounding error expected there. `changed` is the share of elements,
-    in the units concerned, that moved by more than rounding.
+    """Same input, `trials` runs. `spread` is the largest std of a difference from the first run, as a share of
+    std(output). `unit` is the largest root mean square over one hidden unit, and `element` the largest single
+    difference, both in units of the rounding error expected there. `changed` is the share of elements, in the
+    units concerned, that moved by more than rounding.
     """
 
     trials: int
@@ -40,10 +40,10 @@ class Gain:
 
 @dataclass(frozen=True)
 class Shape:
-    """The distribution of a layer's output. `kurtosis` is Fisher's; `pile_up` compares the outermost
-    histogram bin with those inside it; `ties` counts elements that equal the maximum magnitude exactly,
-    identical rows counted once, and `ties_expected` is how many chance allows; `zeros` and `small` count
-    exact zeros and the non-zero values below half the median magnitude.
+    """The distribution of a layer's output. `kurtosis` is Fisher's; `pile_up` compares the outermost histogram
+    bin with those inside it; `ties` counts elements that equal the maximum magnitude exactly, identical rows
+    counted once, and `ties_expected` is how many chance allows; `zeros` and `small` count exact zeros and the
+    non-zero values below half the median magnitude.
     """
 
     std: float
@@ -59,15 +59,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Transfer:
-    """How values differ from what they should be, element by element. `violation` is the largest deviation
-    over its
-    allowance, `fraction` the share of elements above it, `units` the hidden units concerned out of `width`
-    and
-    `coverage` the share of elements violating inside them. Of the violating elements: the share that is
-    `zeroed`, the
-    share `tied` to one magnitude, whether they are the `largest`, the common `offset` (in std of the expected
-    values)
-    and `ratio` to the expected value, each with its relative spread.
+    """How values differ from what they should be, element by element. `violation` is the largest deviation over
+    its allowance, `fraction` the share of elements above it, `units` the hidden units concerned out of `width`
+    and `coverage` the share of elements violating inside them. Of the violating elements: the share that is
+    `zeroed`, the share `tied` to one magnitude, whether they are the `largest`, the common `offset` (in std of
+    the expected values) and `ratio` to the expected value, each with its relative spread. `size` is the root
+    mean square deviation over that of the expected values.
     """
 
     violation: float
@@ -82,13 +79,14 @@ class Transfer:
     offset_spread: float
     ratio: float
     ratio_spread: float
+    size: float
 
 
 @dataclass(frozen=True)
 class PassThrough:
     """How an amplified input passes through a layer: its `transfer` compared with the input itself, and
-    `growth`, rms(output) / rms(input) at that scale: 1 for a residual block, near 0 for a layer that
-    normalises its output.
+    `growth`, rms(output) / rms(input) at that scale: 1 for a residual block, near 0 for a layer that normalises
+    its output.
     """
 
     transfer: Transfer
@@ -98,11 +96,9 @@ class PassThrough:
 @dataclass(frozen=True)
 class SiteReplay:
     """Host replay of one module or operator below a layer, over all its calls and excitations, the worst of
-    them kept.
-    `site` is the module's full name, `operator` the catalogue name of a single operator inside it ("" for the
-    module's
-    own result), `excitation` the input under which `transfer` was worst, `depth` how far below the layer it
-    lies.
+    them kept. `site` is the module's full name, `operator` the catalogue name of a single operator inside it
+    ("" for the module's own result), `excitation` the input under which `transfer` was worst, `depth` how far
+    below the layer it lies.
     """
 
     site: str
@@ -114,8 +110,8 @@ class SiteReplay:
 
 @dataclass(frozen=True)
 class LayerMeasurement:
-    """One row: everything measured at one layer. `finite_input` and `finite_output` say whether all its
-    values were finite; where they were not, the probes are None.
+    """One row: everything measured at one layer. `finite_input` and `finite_output` say whether all its values
+    were finite; where they were not, the probes are None.
     """
 
     index: int

@@ -48,9 +48,8 @@ def scan(
     `tokenizer` is None). `level` is "quick" for the probes on the device or "full" to add host replay.
     `checkpoint` is the directory from which replay takes clean weights, so that damaged device memory shows;
     without it they are the model's own. `progress(done, total)` is called after each layer. The model is left
-    as
-    it was. Raises UsageError for bad
-    arguments and ModelError when the model has no repeated layers or is elsewhere.
+    as it was. Raises UsageError for bad arguments and ModelError when the model has no repeated layers or is
+    elsewhere.
     """
     if level not in LEVELS:
         raise UsageError(f"unknown level '{level}': choose one of {', '.join(LEVELS)}")

@@ -59,9 +59,9 @@ class LayerVisit:
 
 class Walk:
     """Calls `visit(LayerVisit)` at each layer of `stack` in turn while the model runs forward once; memory
-    beyond the model's own is that of one layer's activations. The layers' own results are passed on
-    untouched, so what one layer was given never reaches the next. `layer_runs` counts every run of a layer,
-    the model's own included.
+    beyond the model's own is that of one layer's activations. The layers' own results are passed on untouched,
+    so what one layer was given never reaches the next. `layer_runs` counts every run of a layer, the model's
+    own included.
     """
 
     def __init__(self, stack: LayerStack, visit: Callable[[LayerVisit], None]) -> None:

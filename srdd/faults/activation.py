@@ -17,8 +17,8 @@ BASE_STD = 0.01  # non_determinism: healthy run-to-run noise, as a share of std(
 
 
 def corruption(fault: Fault) -> Corruption:
-    """The function x -> corrupted x of one fault, applied to all units; it keeps its own state (a generator,
-    a threshold) from call to call.
+    """The function x -> corrupted x of one fault, applied to all units; it keeps its own state (a generator, a
+    threshold) from call to call.
     """
     return _BUILDERS[fault.kind](fault)
 

@@ -9,9 +9,9 @@ from hal.noise import stream_key, uniform
 
 
 def unit_mask(width: int, sparsity: float, units: int, seed: int) -> torch.Tensor:
-    """Boolean mask over the last dimension, [width], true for the units hit: `units` of them, or
-    round(sparsity * width) when `units` is 0, chosen by `seed`. Raises UsageError when that would be none or
-    more than there are.
+    """Boolean mask over the last dimension, [width], true for the units hit: `units` of them, or round(sparsity
+    * width) when `units` is 0, chosen by `seed`. Raises UsageError when that would be none or more than there
+    are.
     """
     count = units or round(sparsity * width)
     if count == 0:

@@ -17,8 +17,8 @@ from srdd.faults.specification import Fault
 
 
 class ActiveFault:
-    """A fault while it is in a model: `calls` is how often it acted, `changed` how many elements it altered
-    in all.
+    """A fault while it is in a model: `calls` is how often it acted, `changed` how many elements it altered in
+    all.
     """
 
     def __init__(self, fault: Fault) -> None:

@@ -17,10 +17,10 @@ MODES = ("amplified", "suppressed", "inconsistent", "biased", "correlated")
 @dataclass(frozen=True)
 class Fault:
     """One simulated fault. `layer` counts from 0; `site` is a module below the layer ("mlp.down_proj"), empty
-    for the layer's own output; `operator` limits it to one operator inside that site. `magnitude` is m of
-    each kind's formula. `sparsity` is the share of hidden units hit, `units` their number (which wins).
-    `seed` chooses the units. `absolute` fixes a saturation's threshold at the first batch. `mode` and
-    `factor` belong to non_determinism.
+    for the layer's own output; `operator` limits it to one operator inside that site. `magnitude` is m of each
+    kind's formula. `sparsity` is the share of hidden units hit, `units` their number (which wins). `seed`
+    chooses the units. `absolute` fixes a saturation's threshold at the first batch. `mode` and `factor` belong
+    to non_determinism.
     """
 
     kind: str

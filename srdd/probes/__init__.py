@@ -1,3 +1,1 @@
-"""The statistical probes: pure functions from a layer's inputs and outputs, on the host in float64, to
-numbers.
-"""
+"""The statistical probes: pure functions from a layer's inputs and outputs, on the host in float64, to numbers."""

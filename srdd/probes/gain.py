@@ -11,8 +11,8 @@ DISCRETE = 0.85  # the documents' share of the median shift below which a unit c
 
 
 def measure_gain(samples: LayerSamples) -> Gain:
-    """The gain under the random perturbation, and the quantiles and count under the DC offset; NaN and 0
-    where the excitation could not be made.
+    """The gain under the random perturbation, and the quantiles and count under the DC offset; NaN and 0 where
+    the excitation could not be made.
     """
     with np.errstate(invalid="ignore"):  # a response may overflow: what is read from it is then not finite
         lowest, highest, discrete = _offset_response(samples)

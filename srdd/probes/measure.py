@@ -40,8 +40,8 @@ _REPLAYED = ("repeat_0", "offset_up", "offset_down", "amplified")
 def measure_layer(
     visit: LayerVisit, probes: Collection[str], seed: int, replay: HostReplay | None = None
 ) -> LayerMeasurement:
-    """Run the excitations that `probes` and `replay` need and measure. A layer whose values are not all
-    finite is reported as such; it is replayed under its own input, but not probed.
+    """Run the excitations that `probes` and `replay` need and measure. A layer whose values are not all finite
+    is reported as such; it is replayed under its own input, but not probed.
     """
     groups = {_GROUP[probe] for probe in probes}
     finite = visit.finite_input and visit.finite_output

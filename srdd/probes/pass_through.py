@@ -1,8 +1,8 @@
 """Pass-through: a residual block returns its input plus an update that its normalisation keeps bounded.
 
 For every pre-norm block f(x) = x + g(norm(x)) and every power of two c, f(c x) = c x + g(norm(x)) up to
-rounding, so an amplified input must come back as itself plus an update no larger than before. Whatever
-happens to the stream itself, dense or in one unit, shows as an element that did not.
+rounding, so an amplified input must come back as itself plus an update no larger than before. Whatever happens
+to the stream itself, dense or in one unit, shows as an element that did not.
 """
 
 from __future__ import annotations

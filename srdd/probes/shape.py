@@ -35,8 +35,8 @@ def measure_shape(samples: LayerSamples) -> Shape:
 
 
 def _pile_up(magnitude: Array, top: float) -> float:
-    """Occupancy of the outermost bin, the maximum itself left out, over the mean of those inside it, one
-    added to each: a lone maximum far out in an empty tail gives 1.
+    """Occupancy of the outermost bin, the maximum itself left out, over the mean of those inside it, one added
+    to each: a lone maximum far out in an empty tail gives 1.
     """
     if top == 0:
         return 1.0

@@ -9,9 +9,9 @@ from srdd.probes.samples import TINY, Array
 
 
 def describe_transfer(expected: Array, actual: Array, allowance: Array) -> Transfer:
-    """The deviation of `actual` from `expected`, both [rows, units], in units of `allowance`, and the shape
-    of the transfer curve over the elements that exceed it. Where one is not finite and the other is, the
-    deviation is infinite; two values that are not finite agree.
+    """The deviation of `actual` from `expected`, both [rows, units], in units of `allowance`, and the shape of
+    the transfer curve over the elements that exceed it. Where one is not finite and the other is, the deviation
+    is infinite; two values that are not finite agree.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         error = actual - expected
@@ -21,7 +21,7 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array) -> Trans
     worst = float(np.minimum(excess.max(initial=0.0), 1e12))
     violating = excess > 1
     if worst <= 1:
-        return Transfer(worst, 0.0, 0, int(violating.shape[-1]), 0.0, 0.0, 0.0, False, NAN, NAN, NAN, NAN)
+        return Transfer(worst, 0.0, 0, int(violating.shape[-1]), 0.0, 0.0, 0.0, False, NAN, NAN, NAN, NAN, 0.0)
     units = violating.any(axis=0)
     x, y = expected[violating], actual[violating]
     others = np.abs(expected[:, units][~violating[:, units]])
@@ -41,6 +41,7 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array) -> Trans
         offset_spread=offset_spread,
         ratio=ratio,
         ratio_spread=ratio_spread,
+        size=_rms(error[violating]) / max(_rms(expected), TINY),
     )
 
 
@@ -52,6 +53,11 @@ def _centre(values: Array) -> tuple[float, float]:
     middle = float(np.median(finite))
     deviation = float(np.median(np.abs(finite - middle)))
     return middle, deviation / abs(middle) if middle else float("inf")
+
+
+def _rms(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
 
 
 def _tied(values: Array) -> float:

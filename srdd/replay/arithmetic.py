@@ -1,11 +1,10 @@
 """Arithmetic of a replay: wide on the host, or wide with every rounding of the device drawn at random.
 
-The second is Monte Carlo arithmetic (Parker 1997): run the same computation in float64, disturb each
-result by a relative +-u, where u is the device's unit roundoff, and the spread over a few runs measures how
-far
-rounding can carry each element, conditioning included. Sums of n terms are disturbed further, by
-u_acc * sqrt(n) of their root sum of squares: the random walk of n float32 accumulations in an
-unknown order (Higham and Mary 2019 for the square root).
+The second is Monte Carlo arithmetic (Parker 1997): run the same computation in float64, disturb each result by
+a relative +-u, where u is the device's unit roundoff, and the spread over a few runs measures how far rounding
+can carry each element, conditioning included. Sums of n terms are disturbed further, by u_acc * sqrt(n) of
+their root sum of squares: the random walk of n float32 accumulations in an unknown order (Higham and Mary 2019
+for the square root).
 """
 
 from __future__ import annotations
@@ -138,8 +137,7 @@ Draw = Callable[[WideArithmetic], list[torch.Tensor]]
 
 
 def rounding_spread(run: Draw, exact: list[torch.Tensor], roundoff: float, draws: int, seed: int) -> list[torch.Tensor]:
-    """The root mean square deviation of `run(arithmetic)` from its `exact` values over `draws` runs with
-    random
+    """The root mean square deviation of `run(arithmetic)` from its `exact` values over `draws` runs with random
     roundings, one tensor for each. `run` must return new tensors of the same shapes each time.
     """
     squares = [torch.zeros_like(value) for value in exact]

@@ -32,8 +32,8 @@ class OperatorCall:
 
 @dataclass
 class ModuleCall:
-    """One call of a module below (or of) the layer: its dotted `name` below the layer ("" for the layer),
-    host copies of arguments and output, and the calls it made in turn.
+    """One call of a module below (or of) the layer: its dotted `name` below the layer ("" for the layer), host
+    copies of arguments and output, and the calls it made in turn.
     """
 
     name: str

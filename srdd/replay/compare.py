@@ -53,11 +53,9 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int) -> Comp
 
 
 def _worst(replay: Replay, dtype: torch.dtype) -> Transfer:
-    """The worst transfer of the call's values. The spread is drawn only where the last rounding alone does
-    not explain
-    the difference, which most modules of a healthy device never need, and drawn more often before anything is
-    accused:
-    a softmax near a tie may jump in one draw of many.
+    """The worst transfer of the call's values. The spread is drawn only where the last rounding alone does not
+    explain the difference, which most modules of a healthy device never need, and drawn more often before
+    anything is accused: a softmax near a tie may jump in one draw of many.
     """
     worst = _worst_given(replay, [torch.zeros_like(value) for value in replay.exact], dtype)
     for draws in DRAWS:

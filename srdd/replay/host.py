@@ -46,9 +46,8 @@ class HostReplay:
             self._compare_tree(visit, tree, excitation)
 
     def excite_submodules(self, visit: LayerVisit) -> int:
-        """Run each innermost module of the layer on an amplified copy of its own input, and each direct part
-        on a
-        spiked one, and replay those runs; returns how many times the layer's work was done.
+        """Run each innermost module of the layer on an amplified copy of its own input, and each direct part on
+        a spiked one, and replay those runs; returns how many times the layer's work was done.
         """
         if self._own_run is None:
             return 0
@@ -134,8 +133,8 @@ def _amplified(x: torch.Tensor) -> torch.Tensor:
 
 
 def _spiked(x: torch.Tensor) -> torch.Tensor:
-    """Each row with one element far above the rest, another one in each row: after a normalisation, the
-    largest value it can give.
+    """Each row with one element far above the rest, another one in each row: after a normalisation, the largest
+    value it can give.
     """
     top = min(2.0**6 * max(float(x.float().abs().max()), 1.0), torch.finfo(x.dtype).max / 64)
     rows = x.clone().reshape(-1, x.shape[-1])

@@ -1,5 +1,5 @@
-"""Replay one module on its clean copy, its own arithmetic alone: what its submodules returned is taken from
-the device.
+"""Replay one module on its clean copy, its own arithmetic alone: what its submodules returned is taken from the
+device.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ class ReplayDivergedError(HalError):
 
 @dataclass(frozen=True)
 class Replay:
-    """One module call on the host: `exact` float64 values, first the inputs handed to each submodule, then
-    the output;
-    `actual`, the device's values of the same shapes; and `spread(draws)`, the rounding spread of each, drawn
-    when asked for.
+    """One module call on the host: `exact` float64 values, first the inputs handed to each submodule, then the
+    output; `actual`, the device's values of the same shapes; and `spread(draws)`, the rounding spread of each,
+    drawn when asked for.
     """
 
     exact: list[torch.Tensor]
@@ -38,9 +37,9 @@ class Replay:
 
 
 def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -> Replay:
-    """Replay the module of `call` on its clean copy inside the layer `clean`. Where the copy's calls do not match
-    the device's (another kernel for the experts of a mixture), it is replayed as a whole, submodules included; a
-    ReplayDivergedError says that this gives other shapes too.
+    """Replay the module of `call` on its clean copy inside the layer `clean`. Where the copy's calls do not
+    match the device's (another kernel for the experts of a mixture), it is replayed as a whole, submodules
+    included; a ReplayDivergedError says that this gives other shapes too.
     """
     module = clean.get_submodule(call.name)
     if isinstance(module, nn.Linear) and not call.children and type(module).forward is nn.Linear.forward:

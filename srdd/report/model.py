@@ -13,8 +13,8 @@ SCHEMA = "srdd-report/1"
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of one scan: the `measurements`, the `diagnosis` made from them, what it `cost`, and where
-    it ran. `model` names the model, `backend` the backend, `environment` holds versions, device and numeric
+    """The outcome of one scan: the `measurements`, the `diagnosis` made from them, what it `cost`, and where it
+    ran. `model` names the model, `backend` the backend, `environment` holds versions, device and numeric
     switches.
     """
 
