@@ -126,14 +126,19 @@ def test_tied_weights_are_not_missing(tmp_path, cpu):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_loading_leaves_transformers_logging_as_it_was(checkpoint, cpu):
+@pytest.mark.parametrize("bars", [True, False])
+def test_loading_leaves_transformers_logging_as_it_was(checkpoint, cpu, monkeypatch, bars):
     from transformers.utils import logging
 
-    before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
+    monkeypatch.setattr(logging, "_tqdm_active", bars)
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.INFO)
     load_model(checkpoint, cpu)
     edit_config(checkpoint, hidden_size=32)
     refusal(checkpoint, cpu)
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    after = (logging.get_verbosity(), logging.is_progress_bar_enabled())
+    logging.set_verbosity(before)
+    assert after == (logging.INFO, bars)
 
 
 def test_loading_prints_nothing(checkpoint, cpu, capfd):

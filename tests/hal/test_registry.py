@@ -71,9 +71,16 @@ def test_built_in_backends_are_found_by_entry_point():
     assert all(info.reason for info in infos.values())
 
 
-def test_own_plugins_come_first_so_that_nobody_takes_their_names():
-    sources = [plugin.dist.name for plugin in installed_plugins()]
-    assert sources[:3] == ["srdd-hal"] * 3
+def test_name_of_a_built_in_backend_cannot_be_taken_by_whoever_comes_first(plugin, tmp_path):
+    thief = plugin("aaa", GOOD.format(name="cpu-reference"))
+    info = tmp_path / "aaa-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: aaa\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[hal]\naaa = {thief.value}\n")
+    infos = {info.name: info for info in Registry(installed_plugins()).describe()}
+    assert infos["cpu-reference"].plugin.startswith("srdd-hal ")
+    assert (infos["aaa"].status, infos["aaa"].plugin) == ("broken", "aaa 1.0")
+    assert "'cpu-reference' is already taken by srdd-hal" in infos["aaa"].reason
 
 
 def test_registered_backend_is_returned_on_its_device(good):
