@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 
 from hal.errors import UsageError
+from hal.noise.fast import fast_normal
 from hal.noise.inverse_cdf import normal_from_bits
 from hal.noise.layout import Layout, Source, Transform, fill, fill_at
 from hal.noise.streams import stream_key
@@ -34,14 +35,14 @@ def normal(
     row-major order. With `row_stride`, row r (all dimensions but the last, flattened) begins at `start + r *
     row_stride`, which gives a shard of the columns of a wider tensor. Values are exact float32 numbers, |x| < 6.34;
     any other `dtype` is one rounding of them by the device's cast. `mode="fast"` draws from the device's own
-    generator, seeded from the same numbers: only the distribution is then promised, slices do not agree and
-    `row_stride` is refused. Seeds, streams and starts out of range are a UsageError.
+    generator, seeded from the same numbers: only the distribution is then promised (on the host by 65536 levels, |x| <
+    4.33), slices do not agree and `row_stride` is refused. Seeds, streams and starts out of range are a UsageError.
     """
     _check_dtype(dtype)
     layout, source = Layout.of(shape, start, row_stride), Source(seed, stream)
     if _is_fast(mode, row_stride):
-        generator = _own_generator(source, start, device)
-        return torch.randn(layout.shape, generator=generator, device=device, dtype=dtype)
+        where = _resolve(device)
+        return fast_normal(layout.shape, _own_generator(source, start, where), where, dtype)
     return _exact(layout, source, normal_from_bits, device, dtype)
 
 
@@ -71,8 +72,9 @@ def uniform(
     _check_dtype(dtype)
     layout, source = Layout.of(shape, start, row_stride), Source(seed, stream)
     if _is_fast(mode, row_stride):
-        generator = _own_generator(source, start, device)
-        return torch.rand(layout.shape, generator=generator, device=device, dtype=dtype)
+        where = _resolve(device)
+        generator = _own_generator(source, start, where)
+        return torch.rand(layout.shape, generator=generator, device=where, dtype=dtype)
     return _exact(layout, source, _uniform_from_bits, device, dtype)
 
 
@@ -147,10 +149,13 @@ def _exact_at(index: torch.Tensor, source: Source, transform: Transform, dtype: 
     return out.view(index.shape)
 
 
-def _own_generator(source: Source, start: int, device: Device) -> torch.Generator:
+def _resolve(device: Device) -> torch.device:
+    return torch.get_default_device() if device is None else torch.device(device)
+
+
+def _own_generator(source: Source, start: int, device: torch.device) -> torch.Generator:
     seed = stream_key(source.seed, source.stream, start) >> 1
-    where = torch.get_default_device() if device is None else torch.device(device)
-    return torch.Generator(device=where).manual_seed(seed)
+    return torch.Generator(device=device).manual_seed(seed)
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

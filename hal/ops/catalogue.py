@@ -18,13 +18,13 @@ Arguments = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Op:
-    """One operator: its `name`, a `signature` that states shapes, the `default` implementation in plain torch
-    for any device, the float64 `reference` on the host that defines the right result, a `sample` function that
-    makes reproducible arguments on the host, whether it is `differentiable`, and the input `dtypes` it takes.
-    `error_scale`, with the same arguments and result structure as `reference`, gives the size in float64 of the
-    terms a result is made of, against which rounding is judged (see `hal.ops.precision.error_bound`); None
-    means the result's own size. An `exact` operator must return the reference bit for bit. `inapplicable` maps
-    a value range of `SampleSpec` to the reason why this operator has none.
+    """One operator: its `name`, a `signature` that states shapes, the `default` implementation in plain torch for any
+    device, the float64 `reference` on the host that defines the right result, a `sample` function that makes
+    reproducible arguments on the host, whether it is `differentiable`, and the input `dtypes` it takes. `error_scale`,
+    with the same arguments and result structure as `reference`, gives the size in float64 of the terms a result is
+    made of, against which rounding is judged (see `hal.ops.precision.error_bound`); None means the result's own size.
+    An `exact` operator must return the reference bit for bit. `inapplicable` maps a value range of `SampleSpec` to the
+    reason why this operator has none.
     """
 
     name: str
@@ -51,8 +51,8 @@ def register(op: Op) -> Op:
 
 
 class OpTable:
-    """The catalogue as one backend runs it: `table.matmul(a, b)` calls the backend's own implementation where
-    it has one and the default otherwise.
+    """The catalogue as one backend runs it: `table.matmul(a, b)` calls the backend's own implementation where it has
+    one and the default otherwise.
     """
 
     def __init__(

@@ -47,6 +47,26 @@ def additive_noise(
     return cast(torch.Tensor, _AdditiveNoise.apply(x, sigma, (seed, stream, start, mode)))  # type: ignore[no-untyped-call]  # torch's
 
 
+@torch.no_grad()
+def relative_noise_(
+    x: torch.Tensor,
+    sigma: float,
+    seed: int,
+    stream: int = 0,
+    start: int = 0,
+    mode: Mode = "exact",
+) -> torch.Tensor:
+    """`relative_noise` written into `x` itself, which is returned: for an operator's fresh output outside training,
+    where it saves a tensor. A tensor that is not contiguous, or needs a gradient, is a UsageError.
+    """
+    _check(sigma)
+    if x.requires_grad or not x.is_contiguous():
+        raise UsageError("in-place noise on a tensor that needs a gradient or has strides: use relative_noise")
+    flat = x.view(-1)
+    _write_relative(flat, flat, sigma, (seed, stream, start, mode))
+    return x
+
+
 _Key = tuple[int, int, int, Mode]
 
 
@@ -55,11 +75,7 @@ class _RelativeNoise(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, sigma: float, key: _Key) -> torch.Tensor:
         ctx.save_for_backward(x)
         ctx.sigma, ctx.key = sigma, key
-        flat, out = x.reshape(-1), x.new_empty(x.numel())
-        for place, draw in _draws(x, key):
-            values = flat[place].float()
-            out[place] = draw.mul_(sigma).mul_(values.abs()).add_(values)
-        return out.view(x.shape)
+        return _write_relative(x.reshape(-1), x.new_empty(x.numel()), sigma, key).view(x.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -83,6 +99,16 @@ class _AdditiveNoise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return gradient, None, None
+
+
+def _write_relative(flat: torch.Tensor, out: torch.Tensor, sigma: float, key: _Key) -> torch.Tensor:
+    for place, draw in _draws(flat, key):
+        values = flat[place].float()
+        if key[3] == "fast" and out.dtype == torch.float32:
+            torch.addcmul(values, draw, values.abs(), value=sigma, out=out[place])
+        else:  # one kernel an operation, so that no device fuses two and rounds once less
+            out[place] = draw.mul_(sigma).mul_(values.abs()).add_(values)
+    return out
 
 
 def _draws(x: torch.Tensor, key: _Key) -> Iterator[tuple[slice, torch.Tensor]]:

@@ -11,6 +11,7 @@ import torch
 
 import hal
 from hal import noise
+from hal.noise.fast import LEVELS, _levels
 
 COUNT = 1 << 20
 SIGNIFICANCE = 1e-4
@@ -120,3 +121,25 @@ def test_fast_mode_is_normal(dtype):
     values = noise.normal((1000, 100), seed=5, dtype=dtype, mode="fast")
     assert values.dtype == dtype
     assert scipy.stats.kstest(values.double().flatten().numpy()[:20_000], "norm").statistic < 0.02
+
+
+def test_levels_of_the_fast_mode_have_the_moments_of_the_normal_distribution():
+    levels = _levels().double()
+    assert len(levels) == LEVELS
+    assert abs(float(levels.mean())) < 1e-9
+    assert float(levels.square().mean()) == pytest.approx(1.0, abs=1e-7)
+    assert float(levels.pow(4).mean()) == pytest.approx(3.0, abs=1e-3)
+    assert float(levels.max()) == -float(levels.min()) < 4.33
+
+
+def test_fast_mode_draws_every_level_equally_often():
+    values = noise.normal(1 << 22, seed=5, mode="fast")
+    place = torch.searchsorted(_levels(), values)
+    assert torch.equal(_levels()[place], values)
+    assert scipy.stats.chisquare(torch.bincount(place, minlength=LEVELS).numpy()).pvalue > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 1001])
+def test_fast_mode_makes_any_number(count):
+    assert noise.normal(count, seed=1, mode="fast").shape == (count,)
+    assert noise.normal((1, count), seed=1, mode="fast").shape == (1, count)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import hal
 from hal import noise
-from hal.ops.perturbation import additive_noise, relative_noise
+from hal.ops.perturbation import additive_noise, relative_noise, relative_noise_
 
 COUNT = 150_001  # more than two chunks on the host
 X = noise.normal(COUNT, seed=1)
@@ -110,3 +110,18 @@ def test_impossible_sigma_is_refused(perturb, sigma):
 @pytest.mark.parametrize("perturb", BOTH)
 def test_empty_tensors_pass(perturb):
     assert perturb(torch.empty(0, 3), 0.1, **KEY).shape == (0, 3)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_place_form_has_the_same_bits(mode, dtype):
+    x = X.to(dtype)
+    expected = relative_noise(x, 0.05, **KEY, mode=mode)
+    assert relative_noise_(x, 0.05, **KEY, mode=mode) is x
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("x", [X[:100].view(10, 10).T, X[:5].clone().requires_grad_()])
+def test_in_place_form_refuses_what_it_would_spoil(x):
+    with pytest.raises(hal.UsageError, match="in-place noise on a tensor that needs a gradient or has strides"):
+        relative_noise_(x, 0.1, **KEY)
