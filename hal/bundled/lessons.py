@@ -1,4 +1,4 @@
-"""The order in which arithmetic is taught: mostly bare equations at first, then mostly questions in chat form.
+"""The order in which arithmetic is taught: mostly bare equations at first, then questions in chat form alone.
 
 An equation on a line of its own holds the same fact as a question in a third of the tokens, so the facts are learnt
 from those first, and reading questions is learnt after.
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 QUESTION_WEIGHT: Final = 0.05  # the reply is the task; the question is read for its grammar
 DRILL_PHASE: Final = 0.4  # of all lessons, by tokens
-EARLY_DRILLS: Final = 0.75  # of the tokens in that phase
-LATE_DRILLS: Final = 0.15
+DRILL_SHARE: Final = 0.75  # of the tokens in that phase
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,9 @@ def lessons(tokenizer: PreTrainedTokenizerBase, seed: int, tokens: int) -> Itera
     questions = stream("train", seed)
     # The form that ends in "=" is a problem like any other, so what is held out of the questions is held out here.
     equations = (p for p in stream("train", seed + 1, tuple(ASKED)) if p.question.endswith("="))
-    given, drilled = 0, 0.0
+    given = drilled = 0
     while True:
-        share = EARLY_DRILLS if given < DRILL_PHASE * tokens else LATE_DRILLS
-        drill = drilled <= share * given
+        drill = given < DRILL_PHASE * tokens and drilled <= DRILL_SHARE * given
         lesson = equation(next(equations), tokenizer) if drill else conversation(next(questions), tokenizer)
         given += len(lesson.ids)
         drilled += len(lesson.ids) if drill else 0
