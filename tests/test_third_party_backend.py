@@ -24,7 +24,7 @@ EXAMPLE = ROOT / "examples" / "third_party_backend"
 
 # Runs one `python -m` command after another in one process: importing torch takes longer than most of them.
 DRIVER = """
-import contextlib, io, json, runpy, sys
+import contextlib, io, json, runpy, sys, traceback
 
 def run(module, *arguments):
     out, err = io.StringIO(), io.StringIO()
@@ -34,6 +34,9 @@ def run(module, *arguments):
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as exit:
             code = exit.code
+        except Exception:
+            code = "traceback"
+            traceback.print_exc()
     return [code, out.getvalue(), err.getvalue()]
 
 print(json.dumps([run(*command) for command in json.loads(sys.argv[1])]))
@@ -69,7 +72,7 @@ print(json.dumps({"excess": excess, "refusal": refusal, "native": native, "own":
 
 
 class Result(NamedTuple):
-    code: int
+    code: int | str
     out: str
     err: str
 
