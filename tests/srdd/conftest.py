@@ -25,10 +25,10 @@ from tests.conftest import random_model
 
 torch.set_num_threads(1)
 
-CLEAN = Transfer(0.3, 0.0, 0, 64, 0.0, 0.0, 0.0, False, math.nan, math.nan, math.nan, math.nan)
-BIASED = Transfer(900.0, 1.0, 64, 64, 1.0, 0.0, 0.01, True, 0.3, 0.001, 1.1, 2.0)
-CLAMPED = Transfer(500.0, 0.02, 64, 64, 0.02, 0.0, 1.0, True, -0.4, 0.5, 0.9, 0.1)
-DEAD = Transfer(300.0, 0.6, 64, 64, 0.6, 1.0, 1.0, False, -0.2, 0.8, 0.0, math.inf)
+CLEAN = Transfer(0.3, 0.0, 0, 64, 0.0, 0.0, 0.0, False, math.nan, math.nan, math.nan, math.nan, 0.0)
+BIASED = Transfer(900.0, 1.0, 64, 64, 1.0, 0.0, 0.01, True, 0.3, 0.001, 1.1, 2.0, 0.3)
+CLAMPED = Transfer(500.0, 0.02, 64, 64, 0.02, 0.0, 1.0, True, -0.4, 0.5, 0.9, 0.1, 0.1)
+DEAD = Transfer(300.0, 0.6, 64, 64, 0.6, 1.0, 1.0, False, -0.2, 0.8, 0.0, math.inf, 0.2)
 
 
 def layer(index=0, **changes):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from srdd import suggest, thresholds
 from srdd.classify import stability_kind, transfer_kind
 from srdd.measurements import Stability, Transfer
-from tests.srdd.conftest import BIASED, CLAMPED, DEAD
+from tests.srdd.conftest import BIASED, CLAMPED, CLEAN, DEAD
 
 ANY = st.floats(allow_nan=True, allow_infinity=True)
 KINDS = {"dead_zone", "saturation", "bias", "scale", "sign_flip", "corruption"}
@@ -29,7 +29,15 @@ def stability(spread, changed):
     ],
 )
 def test_what_differs_from_run_to_run(spread, changed, kind):
-    assert stability_kind(stability(spread, changed)) == kind
+    assert stability_kind(stability(spread, changed), None) == kind
+
+
+def test_the_site_at_fault_says_more_about_it_than_the_layers_output():
+    blurred = stability(0.01, 1.0)  # a spike inside the layer, spread over all units by what follows it
+    assert stability_kind(blurred, None) == "non_determinism"
+    assert stability_kind(blurred, replace(CLEAN, coverage=0.003, size=3.0)) == "spike"
+    assert stability_kind(blurred, replace(CLEAN, coverage=1.0, size=0.3)) == "noise"
+    assert stability_kind(blurred, replace(CLEAN, coverage=1.0, size=0.05)) == "non_determinism"
 
 
 SCALED = replace(BIASED, offset=0.1, offset_spread=5.0, ratio=1.5, ratio_spread=0.0)
@@ -58,7 +66,7 @@ def test_what_a_transfer_curve_looks_like(transfer, kind):
     assert transfer_kind(transfer) == kind
 
 
-@given(st.builds(Transfer, *[ANY] * 2, st.integers(0, 64), st.just(64), *[ANY] * 3, st.booleans(), *[ANY] * 4))
+@given(st.builds(Transfer, *[ANY] * 2, st.integers(0, 64), st.just(64), *[ANY] * 3, st.booleans(), *[ANY] * 5))
 def test_any_numbers_have_a_kind_that_a_person_can_act_on(transfer):
     kind = transfer_kind(transfer)
     assert kind in KINDS

@@ -211,7 +211,7 @@ def test_the_limit_of_ties_lies_above_chance(expected):
 
 NUMBER = st.floats(allow_nan=True, allow_infinity=True)
 COUNT = st.integers(0, 10**6)
-TRANSFER = st.builds(Transfer, NUMBER, NUMBER, COUNT, COUNT, *[NUMBER] * 3, st.booleans(), *[NUMBER] * 4)
+TRANSFER = st.builds(Transfer, NUMBER, NUMBER, COUNT, COUNT, *[NUMBER] * 3, st.booleans(), *[NUMBER] * 5)
 UNPROBED = st.builds(unmeasured, st.just(0), st.booleans(), st.just(False))
 PROBED = st.builds(
     layer,
