@@ -32,12 +32,13 @@ class CleanLayers:
 
     The structure comes from the model's class and configuration, instantiated without weights; the weights come
     from the checkpoint directory, cast to the scanned model's dtype first, or else from the model's own
-    parameters. A module that is not a transformers model is deep-copied and stripped.
+    parameters. A module that is not a transformers model is deep-copied and stripped. `weights` is the
+    checkpoint as a source of single tensors, None without one.
     """
 
     def __init__(self, model: nn.Module, stack: LayerStack, checkpoint: Path | None = None) -> None:
         self._stack = stack
-        self._weights: WeightSource | None = CheckpointWeights(checkpoint) if checkpoint else None
+        self.weights: WeightSource | None = CheckpointWeights(checkpoint) if checkpoint else None
         self._skeleton = _skeleton(model, stack)
 
     def layer(self, index: int, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -56,7 +57,7 @@ class CleanLayers:
         return clean.to("cpu", dtype).eval()
 
     def _clean_weight(self, index: int, name: str, value: torch.Tensor) -> torch.Tensor:
-        source = self._weights
+        source = self.weights
         tensor = source.tensor(f"{self._stack.site(index)}.{name}") if source else None
         if tensor is None:
             return value.detach().to("cpu", copy=True)

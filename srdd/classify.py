@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from srdd import thresholds
-from srdd.measurements import Stability, Transfer
+from srdd.measurements import Stability, Transfer, WeightDamage
 
 
 def stability_kind(stability: Stability, replay: Transfer | None) -> str:
@@ -36,3 +36,8 @@ def transfer_kind(entry: Transfer) -> str:
     if shortened and entry.tied > thresholds.COVERED:
         return "saturation"
     return "corruption"
+
+
+def weight_kind(damage: WeightDamage) -> str:
+    """One and the same bit, or one bit in each damaged element, is a bit flip; more is other damage."""
+    return "bit_flip" if damage.most_bits == 1 else "weight_damage"

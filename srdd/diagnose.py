@@ -9,10 +9,10 @@ from itertools import pairwise
 from statistics import median
 
 from srdd import thresholds
-from srdd.classify import stability_kind, transfer_kind
+from srdd.classify import stability_kind, transfer_kind, weight_kind
 from srdd.evidence import Evidence, carries_stream, violating_sites, weigh
 from srdd.measurements import LayerMeasurement, Measurements, SiteReplay
-from srdd.suggest import suggestion
+from srdd.suggest import describe_damage, suggestion
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,13 @@ def kurtosis_edges(layers: Sequence[LayerMeasurement]) -> list[float]:
 
 def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence]) -> Finding:
     failed = violating_sites(layer) if layer.finite_input else []
-    site, operator = _place(layer, failed)
-    kind = _kind(layer, {entry.probe for entry in alarms}, failed)
+    damaged = max(layer.weights or (), key=lambda damage: damage.elements, default=None)
+    if damaged is None:
+        (site, operator), detail = _place(layer, failed), ""
+        kind = _kind(layer, {entry.probe for entry in alarms}, failed)
+    else:
+        site, operator, detail = damaged.name.rpartition(".")[0], "", describe_damage(damaged)
+        kind = weight_kind(damaged)
     return Finding(
         rank=rank,
         layer=layer.index,
@@ -98,7 +103,7 @@ def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence]) -> Find
         label=_label(kind, layer),
         confidence=1 - 0.5 / alarms[0].excess,
         evidence=tuple(alarms),
-        suggestion=suggestion(kind, layer.index, site),
+        suggestion=suggestion(kind, layer.index, site, detail),
     )
 
 

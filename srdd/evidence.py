@@ -32,12 +32,13 @@ def weigh(layer: LayerMeasurement, carries: bool) -> list[Evidence]:
     pass-through probe applies to this architecture.
     """
     if layer.finite_input and not layer.finite_output:
-        return [Evidence("finite", math.inf, 1.0), *_replay_evidence(layer)]
+        return [Evidence("finite", math.inf, 1.0), *_replay_evidence(layer), *_weight_evidence(layer)]
     weighed = [
         *_stability_evidence(layer),
         *_pass_through_evidence(layer, carries),
         *_shape_evidence(layer),
         *_replay_evidence(layer),
+        *_weight_evidence(layer),
     ]
     return sorted(weighed, key=lambda entry: -entry.excess)
 
@@ -105,3 +106,9 @@ def _zero_limit(shape: Shape) -> float:
 def _replay_evidence(layer: LayerMeasurement) -> list[Evidence]:
     worst = max((site.transfer.violation for site in layer.replay or ()), default=None)
     return [] if worst is None else [Evidence("replay", worst, thresholds.REPLAY)]
+
+
+def _weight_evidence(layer: LayerMeasurement) -> list[Evidence]:
+    if layer.weights is None:
+        return []
+    return [Evidence("weights", float(sum(damage.elements for damage in layer.weights)), thresholds.WEIGHT_ELEMENTS)]

@@ -109,9 +109,29 @@ class SiteReplay:
 
 
 @dataclass(frozen=True)
+class WeightDamage:
+    """A parameter whose bits differ from the checkpoint's: its full `name`, how many `elements` out of `of`
+    differ, the `index` of the first with the values `held` and `stored` there, the `bit` flipped when it is one
+    and the same everywhere (-1 otherwise; 0 is the least significant), and the `most_bits` that differ in one
+    element.
+    """
+
+    name: str
+    elements: int
+    of: int
+    index: tuple[int, ...]
+    held: float
+    stored: float
+    bit: int
+    most_bits: int
+
+
+@dataclass(frozen=True)
 class LayerMeasurement:
     """One row: everything measured at one layer. `finite_input` and `finite_output` say whether all its values
-    were finite; where they were not, the probes are None.
+    were finite; where they were not, the probes are None. `replay` is None at level quick and `weights` without
+    a checkpoint; the first layer's `weights` cover what comes before the layers too, the last one's what comes
+    behind.
     """
 
     index: int
@@ -123,6 +143,7 @@ class LayerMeasurement:
     shape: Shape | None = None
     pass_through: PassThrough | None = None
     replay: tuple[SiteReplay, ...] | None = None
+    weights: tuple[WeightDamage, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from srdd.measurements import WeightDamage
+
 _CAUSE = {
     "dead_zone": "small values come back as zero: suspect underflow, a 4-bit format or a flushed subnormal",
     "saturation": "large values are cut off: suspect an overflow mode, a clamp or a narrow accumulator",
@@ -12,10 +14,24 @@ _CAUSE = {
     "scale": "values come back multiplied by a constant: suspect a wrong scale or epsilon",
     "sign_flip": "values come back with the other sign: suspect a stuck sign bit",
     "non_finite": "NaN or infinity appears here first: suspect overflow; look at the inputs' size and the dtype",
+    "bit_flip": "a bit of a weight in device memory differs from the checkpoint: suspect the memory or its path",
+    "weight_damage": "weights in device memory differ from the checkpoint: suspect a bad copy or the wrong file",
     "corruption": "values are altered without a simple pattern",
 }
 
 
-def suggestion(kind: str, layer: int, site: str) -> str:
-    """One sentence on the likely cause and the next command to run."""
+def suggestion(kind: str, layer: int, site: str, detail: str = "") -> str:
+    """One sentence on the likely cause, the `detail` of damaged weights where there is one, and what to do next."""
+    if detail:
+        return f"{_CAUSE[kind]}: {detail}. Next: load the weights again and scan again."
     return f"{_CAUSE[kind]}. Next: rerun layer {layer} ({site}) in float32 and scan again."
+
+
+def describe_damage(damage: WeightDamage) -> str:
+    """Where the weight differs first, and how."""
+    index = ", ".join(str(axis) for axis in damage.index)
+    bit = f", bit {damage.bit}" if damage.bit >= 0 else ""
+    return (
+        f"{damage.elements} of {damage.of} elements of {damage.name}, first [{index}]: "
+        f"{damage.held:g} for {damage.stored:g}{bit}"
+    )

@@ -17,6 +17,9 @@ CARRIES_STREAM = 0.5
 # Host replay. The statistic is a deviation over what rounding may do to that element (srdd/replay/compare.py).
 REPLAY = 1.0
 
+# Weights are compared bit for bit: one differing element is damage.
+WEIGHT_ELEMENTS = 0.5
+
 # Ties at the maximum: probability, per layer, that chance gives as many. With 100 layers and 1000 scans
 # one false alarm in 10 000 such campaigns.
 TIE_PROBABILITY = 1e-9

@@ -46,9 +46,12 @@ def measure_layer(
     groups = {_GROUP[probe] for probe in probes}
     finite = visit.finite_input and visit.finite_output
     samples = _sample(visit, groups if finite else set(), seed, replay if visit.finite_input else None)
+    weights = replay.weights(visit) if replay else None
+    sites = replay.finish(visit) if replay else None
     if not finite:
-        sites = replay.finish(visit) if replay else None
-        return LayerMeasurement(visit.index, visit.site, visit.finite_input, visit.finite_output, replay=sites)
+        return LayerMeasurement(
+            visit.index, visit.site, visit.finite_input, visit.finite_output, replay=sites, weights=weights
+        )
     return LayerMeasurement(
         index=visit.index,
         site=visit.site,
@@ -58,7 +61,8 @@ def measure_layer(
         gain=measure_gain(samples) if "gain" in groups else None,
         shape=measure_shape(samples) if "shape" in groups else None,
         pass_through=measure_pass_through(samples) if "pass_through" in groups else None,
-        replay=replay.finish(visit) if replay else None,
+        replay=sites,
+        weights=weights,
     )
 
 

@@ -12,10 +12,11 @@ from torch import nn
 
 from hal.clean_layers import CleanLayers
 from hal.structure import LayerStack
-from srdd.measurements import SiteReplay
+from srdd.measurements import SiteReplay, WeightDamage
 from srdd.replay.capture import ModuleCall, map_tensors, record
 from srdd.replay.compare import Comparison, compare_call
 from srdd.replay.module import ReplayDivergedError
+from srdd.replay.weights import damaged_weights, outside
 from srdd.walk import LayerVisit
 
 AMPLIFICATION = -(2.0**6)  # of a submodule's input: larger than its data, and of the other sign
@@ -31,6 +32,8 @@ class HostReplay:
         self.notes: list[str] = []
         self._clean_layers = CleanLayers(model, stack, checkpoint)
         self._seed = seed
+        self._outside = outside(model, stack)
+        self._last = len(stack) - 1
         self._worst: dict[tuple[str, str], tuple[str, Comparison]] = {}
         self._clean: nn.Module | None = None
         self._own_run: ModuleCall | None = None
@@ -57,6 +60,20 @@ class HostReplay:
         for call in self._own_run.children:
             self._excite(visit, call, "spiked part", _spiked)
         return 2
+
+    def weights(self, visit: LayerVisit) -> tuple[WeightDamage, ...] | None:
+        """The parameters of the layer that differ from the checkpoint, and with the first and the last layer
+        those before and behind the layers; None without a checkpoint.
+        """
+        source = self._clean_layers.weights
+        if source is None:
+            return None
+        parameters = {f"{visit.site}.{name}": value for name, value in visit.call.layer.named_parameters()}
+        if visit.index == 0:
+            parameters |= self._outside.before
+        if visit.index == self._last:
+            parameters |= self._outside.behind
+        return tuple(damaged_weights(parameters, source))
 
     def finish(self, visit: LayerVisit) -> tuple[SiteReplay, ...]:
         """The worst result of each site of the layer just replayed, the layer's own first."""

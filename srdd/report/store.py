@@ -26,6 +26,7 @@ from srdd.measurements import (
     SiteReplay,
     Stability,
     Transfer,
+    WeightDamage,
 )
 from srdd.report.model import SCHEMA, Report
 
@@ -119,6 +120,7 @@ def _layer_row(layer: LayerMeasurement, label: str, score: float) -> dict[str, A
         "finite_output": layer.finite_output,
         "measured": {name: _optional(getattr(layer, name)) for name in _PROBES},
         "replay": None if layer.replay is None else [asdict(site) for site in layer.replay],
+        "weights": None if layer.weights is None else [asdict(damage) for damage in layer.weights],
     }
 
 
@@ -177,7 +179,12 @@ def _layer_from(row: dict[str, Any]) -> LayerMeasurement:
         shape=Shape(**shape) if shape else None,
         pass_through=_with_transfer(PassThrough, measured["pass_through"]),
         replay=None if row["replay"] is None else tuple(_with_transfer(SiteReplay, site) for site in row["replay"]),
+        weights=None if row["weights"] is None else tuple(_weight_from(entry) for entry in row["weights"]),
     )
+
+
+def _weight_from(entry: dict[str, Any]) -> WeightDamage:
+    return WeightDamage(**{**_with_nan(entry), "index": tuple(entry["index"])})
 
 
 def _with_transfer(kind: Any, values: dict[str, Any] | None) -> Any:
