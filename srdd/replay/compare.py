@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from srdd.replay.arithmetic import WideArithmetic, rounding_spread, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
 from srdd.replay.module import Replay, replay_module
 
-DRAWS = (8, 64)
+DRAWS = (8, 48)
 # The spread is sampled from runs with every rounding at its largest. Real roundings are uniform below that
 # (a standard deviation sqrt(3) smaller), so 8 of these are about 14 standard deviations of a healthy device.
 WIDTH = 8.0
@@ -32,16 +33,20 @@ class Comparison:
     transfer: Transfer
 
 
-def compare_call(call: ModuleCall, clean: nn.Module, dtype: torch.dtype, seed: int) -> list[Comparison]:
-    """Compare one module's own arithmetic with the device's; where it fails, its operators too."""
+def compare_call(
+    call: ModuleCall, clean: nn.Module, dtype: torch.dtype, seed: int, draws: Sequence[int] = DRAWS
+) -> list[Comparison]:
+    """Compare one module's own arithmetic with the device's; where it fails, its operators too. The spread is drawn
+    `draws[0]` times, and again with each further number as long as the values still seem to differ.
+    """
     replay = replay_module(call, clean, float(torch.finfo(dtype).eps) / 2, seed)
-    own = Comparison(call.name, "", _worst(replay, dtype))
+    own = Comparison(call.name, "", _worst(replay, dtype, draws))
     if own.transfer.violation <= 1:
         return [own]
-    return [own, *(_compare_operator(entry, dtype, seed) for entry in call.operators)]
+    return [own, *(_compare_operator(entry, dtype, seed, draws) for entry in call.operators)]
 
 
-def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int) -> Comparison:
+def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: Sequence[int]) -> Comparison:
     def run(arithmetic: WideArithmetic) -> list[torch.Tensor]:
         with torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH):
             return tensors_in(call.function(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened)))
@@ -49,19 +54,19 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int) -> Comp
     exact = run(WideArithmetic())  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
     roundoff = float(torch.finfo(dtype).eps) / 2
     replay = Replay(exact, tensors_in(call.result), lambda draws: rounding_spread(run, exact, roundoff, draws, seed))
-    return Comparison(call.module, call.name, _worst(replay, dtype))
+    return Comparison(call.module, call.name, _worst(replay, dtype, draws))
 
 
-def _worst(replay: Replay, dtype: torch.dtype) -> Transfer:
+def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer:
     """The worst transfer of the call's values. The spread is drawn only where the last rounding alone does not
     explain the difference, which most modules of a healthy device never need, and drawn more often before
     anything is accused: a softmax near a tie may jump in one draw of many.
     """
     worst = _worst_given(replay, [torch.zeros_like(value) for value in replay.exact], dtype)
-    for draws in DRAWS:
+    for number in draws:
         if worst.violation <= 1:
             break
-        worst = _worst_given(replay, replay.spread(draws), dtype)
+        worst = _worst_given(replay, replay.spread(number), dtype)
     return worst
 
 

@@ -14,7 +14,7 @@ from hal.clean_layers import CleanLayers
 from hal.structure import LayerStack
 from srdd.measurements import SiteReplay, WeightDamage
 from srdd.replay.capture import ModuleCall, map_tensors, record
-from srdd.replay.compare import Comparison, compare_call
+from srdd.replay.compare import DRAWS, Comparison, compare_call
 from srdd.replay.module import ReplayDivergedError
 from srdd.replay.weights import damaged_weights, outside
 from srdd.walk import LayerVisit
@@ -106,12 +106,18 @@ class HostReplay:
             self._clean = self._clean_layers.layer(visit.index)
         for call in tree.walk():
             try:
-                comparisons = compare_call(call, self._clean, visit.call.stream.dtype, self._seed)
+                draws = DRAWS[:1] if self._accused(call.name) else DRAWS
+                comparisons = compare_call(call, self._clean, visit.call.stream.dtype, self._seed, draws)
             except ReplayDivergedError as error:
                 self.notes.append(f"{visit.site}: not replayed under '{excitation}': {error}")
                 continue
             for comparison in comparisons:
                 self._keep(comparison, excitation)
+
+    def _accused(self, name: str) -> bool:
+        """Whether the module already differs under another input: then there is no doubt left to draw away."""
+        kept = self._worst.get((name, ""))
+        return kept is not None and kept[1].transfer.violation > 1
 
     def _keep(self, comparison: Comparison, excitation: str) -> None:
         key = (comparison.name, comparison.operator)

@@ -1,0 +1,82 @@
+"""Wide arithmetic never narrows; random roundings reproduce the size of real ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from srdd.replay.arithmetic import WideArithmetic, product_spread, rounding_spread
+
+
+def test_conversions_to_a_narrower_dtype_keep_the_width():
+    x = torch.randn(8, dtype=torch.float64)
+    with WideArithmetic():
+        narrowed = (x.to(torch.float32), x.bfloat16(), x.half(), torch.softmax(x, -1, dtype=torch.float32))
+    assert all(value.dtype == torch.float64 for value in narrowed)
+    assert torch.equal(narrowed[0], x)
+
+
+def test_integers_and_booleans_are_left_alone():
+    with WideArithmetic():
+        assert torch.arange(3).to(torch.int32).dtype == torch.int32
+        assert (torch.arange(3) > 1).dtype == torch.bool
+
+
+def spread_of(function, *inputs, dtype=torch.bfloat16, draws=64):
+    def run(arithmetic):
+        with arithmetic:
+            return [function(*(value.double() for value in inputs))]
+
+    exact = run(WideArithmetic())
+    roundoff = torch.finfo(dtype).eps / 2
+    return exact[0], rounding_spread(run, exact, roundoff, draws, seed=1)[0]
+
+
+CHAINS = {
+    "sum of products": lambda x, y: (x * y + x) * y,
+    "softmax": lambda x, y: torch.softmax(x * y, -1) * y,
+    "root mean square norm": lambda x, y: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * y,
+    "swish": lambda x, y: functional.silu(x) * y,
+    "attention with a mask": lambda x, y: functional.scaled_dot_product_attention(
+        x[None], y[None], x[None], is_causal=True
+    )[0],
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_real_bfloat16_errors_lie_within_eight_spreads_and_are_not_dwarfed_by_them(name):
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 32).bfloat16(), torch.randn(64, 32).bfloat16()
+    exact, spread = spread_of(CHAINS[name], x, y)
+    error = (CHAINS[name](x, y).double() - exact).abs()
+    assert torch.isfinite(spread).all()
+    assert (error <= 8 * spread + 2.0**-8 * exact.abs() + 1e-30).all()
+    assert spread.median() < 30 * error.median() + 1e-12, "a spread this wide would hide faults"
+
+
+def test_copies_and_selections_are_not_disturbed():
+    x = torch.randn(16, 16)
+    _, spread = spread_of(lambda value: torch.cat([value.t(), value.clamp(-1, 1), value[:, :].contiguous()]), x)
+    assert not spread.any()
+
+
+def test_infinite_mask_values_do_not_void_the_draws():
+    x = torch.randn(4, 8)
+    mask = torch.zeros(4, 8).masked_fill(torch.arange(8) > 5, float("-inf"))
+    _, spread = spread_of(lambda value, bias: torch.softmax(value + bias, -1), x, mask)
+    assert torch.isfinite(spread).all()
+    assert spread[:, :6].all()
+
+
+@pytest.mark.parametrize("terms", [64, 1024])
+def test_a_product_in_another_order_of_accumulation_stays_within_eight_spreads(terms):
+    torch.manual_seed(terms)
+    x, w = torch.randn(32, terms), torch.randn(terms, 32)
+    exact = x.double() @ w.double()
+    limit = 8 * (product_spread(x.double(), w.double()) + 2.0**-24 * exact.abs())
+    one_by_one = torch.zeros(32, 32)
+    for k in range(terms):
+        one_by_one += x[:, k : k + 1] * w[k : k + 1]
+    for result in (x @ w, x.flip(1) @ w.flip(0), one_by_one):
+        assert ((result.double() - exact).abs() <= limit).all()
