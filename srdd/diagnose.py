@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
 from srdd import thresholds
 from srdd.classify import stability_kind, transfer_kind, weight_kind
-from srdd.evidence import Evidence, carries_stream, violating_sites, weigh
+from srdd.evidence import Evidence, carries_stream, known_differences, violating_sites, weigh
 from srdd.measurements import LayerMeasurement, Measurements, SiteReplay
 from srdd.suggest import describe_damage, suggestion
 
@@ -56,7 +56,8 @@ def diagnose(measurements: Measurements) -> Diagnosis:
     Each probe is local to its layer, so a fault does not make findings of the layers behind it.
     """
     carries = carries_stream(measurements.layers)
-    weighed = [weigh(layer, carries) for layer in measurements.layers]
+    known = dict(measurements.known)
+    weighed = [weigh(layer, carries, known) for layer in measurements.layers]
     accused = [
         (layer, [entry for entry in evidence if entry.excess > 1])
         for layer, evidence in zip(measurements.layers, weighed, strict=True)
@@ -65,7 +66,7 @@ def diagnose(measurements: Measurements) -> Diagnosis:
     if measurements.layers and not measurements.layers[0].finite_input:
         accused.insert(0, (measurements.layers[0], [Evidence("finite", math.inf, 1.0)]))
     accused.sort(key=lambda entry: -entry[1][0].excess)
-    findings = tuple(_finding(rank, layer, alarms) for rank, (layer, alarms) in enumerate(accused, start=1))
+    findings = tuple(_finding(rank, layer, alarms, known) for rank, (layer, alarms) in enumerate(accused, start=1))
     scores = tuple(evidence[0].excess if evidence else 0.0 for evidence in weighed)
     return Diagnosis(findings, _labels(measurements, findings), scores, _notes(measurements, carries))
 
@@ -85,8 +86,8 @@ def kurtosis_edges(layers: Sequence[LayerMeasurement]) -> list[float]:
     return [(step - centre) / max(spread, 1e-9) if math.isfinite(step) else 0.0 for step in steps]
 
 
-def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence]) -> Finding:
-    failed = violating_sites(layer) if layer.finite_input else []
+def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: Collection[str]) -> Finding:
+    failed = violating_sites(layer, known) if layer.finite_input else []
     damaged = max(layer.weights or (), key=lambda damage: damage.elements, default=None)
     if damaged is None:
         (site, operator), detail = _place(layer, failed), ""
@@ -184,4 +185,7 @@ def _notes(measurements: Measurements, carries: bool) -> tuple[str, ...]:
             "pass-through does not apply: these layers do not return their input plus a bounded update "
             "(post-norm blocks, scaled residuals)"
         )
+    known = dict(measurements.known)
+    differing = known_differences(measurements.layers, known)
+    notes.extend(f"operator {name} differs, as is known of this backend: {known[name]}" for name in differing)
     return tuple(notes)

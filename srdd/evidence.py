@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from scipy import stats
@@ -27,17 +27,17 @@ class Evidence:
         return 0.0 if math.isnan(self.statistic) else self.statistic / self.threshold
 
 
-def weigh(layer: LayerMeasurement, carries: bool) -> list[Evidence]:
+def weigh(layer: LayerMeasurement, carries: bool, known: Collection[str] = ()) -> list[Evidence]:
     """Everything that speaks for or against a fault at `layer`, strongest first. `carries` says whether the
-    pass-through probe applies to this architecture.
+    pass-through probe applies to this architecture, `known` which operators differ on this backend for a reason.
     """
     if layer.finite_input and not layer.finite_output:
-        return [Evidence("finite", math.inf, 1.0), *_replay_evidence(layer), *_weight_evidence(layer)]
+        return [Evidence("finite", math.inf, 1.0), *_replay_evidence(layer, known), *_weight_evidence(layer)]
     weighed = [
         *_stability_evidence(layer),
         *_pass_through_evidence(layer, carries),
         *_shape_evidence(layer),
-        *_replay_evidence(layer),
+        *_replay_evidence(layer, known),
         *_weight_evidence(layer),
     ]
     return sorted(weighed, key=lambda entry: -entry.excess)
@@ -65,10 +65,27 @@ def tie_limit(expected: float) -> float:
     return 1.0 + max(2.0, float(stats.poisson.isf(thresholds.TIE_PROBABILITY, expected)))
 
 
-def violating_sites(layer: LayerMeasurement) -> list[SiteReplay]:
-    """The replayed sites that differ by more than rounding, worst first."""
+def violating_sites(layer: LayerMeasurement, known: Collection[str] = ()) -> list[SiteReplay]:
+    """The replayed sites that differ by more than rounding, worst first. A module in which nothing but operators
+    `known` to differ on this backend fails is explained by them and left out.
+    """
     failed = [site for site in layer.replay or () if site.transfer.violation > thresholds.REPLAY]
-    return sorted(failed, key=lambda site: -site.transfer.violation)
+    explained = {entry.site for entry in failed if entry.operator in known}
+    explained -= {entry.site for entry in failed if entry.operator and entry.operator not in known}
+    return sorted(
+        (entry for entry in failed if entry.site not in explained), key=lambda entry: -entry.transfer.violation
+    )
+
+
+def known_differences(layers: Sequence[LayerMeasurement], known: Collection[str]) -> list[str]:
+    """The operators `known` to differ that did differ in some layer."""
+    seen = {
+        site.operator
+        for layer in layers
+        for site in layer.replay or ()
+        if site.operator in known and site.transfer.violation > thresholds.REPLAY
+    }
+    return sorted(seen)
 
 
 def _carries_damaged(entry: PassThrough) -> bool:
@@ -103,9 +120,13 @@ def _zero_limit(shape: Shape) -> float:
     return max(float(shape.small), thresholds.ZERO_SHARE * shape.elements, 1.0)
 
 
-def _replay_evidence(layer: LayerMeasurement) -> list[Evidence]:
-    worst = max((site.transfer.violation for site in layer.replay or ()), default=None)
-    return [] if worst is None else [Evidence("replay", worst, thresholds.REPLAY)]
+def _replay_evidence(layer: LayerMeasurement, known: Collection[str]) -> list[Evidence]:
+    if layer.replay is None:
+        return []
+    failed = violating_sites(layer, known)
+    passed = [site for site in layer.replay if site.transfer.violation <= thresholds.REPLAY]
+    worst = max((site.transfer.violation for site in failed or passed), default=0.0)
+    return [Evidence("replay", worst, thresholds.REPLAY)]
 
 
 def _weight_evidence(layer: LayerMeasurement) -> list[Evidence]:

@@ -159,7 +159,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Measurements:
-    """One scan: a row per layer, in order, with the dtype's unit roundoff that scales every rounding bound."""
+    """One scan: a row per layer, in order, with the dtype's unit roundoff that scales every rounding bound, notes of
+    the replay, and the operators whose results are `known` to differ on this backend, each with the reason.
+    """
 
     layers: tuple[LayerMeasurement, ...]
     unit_roundoff: float
@@ -168,3 +170,4 @@ class Measurements:
     hidden: int
     probes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    known: tuple[tuple[str, str], ...] = ()

@@ -121,6 +121,7 @@ class _Scan:
             hidden=self._hidden,
             probes=self._probes,
             notes=tuple(self._replay.notes) if self._replay else (),
+            known=tuple(self._backend.known_failures.items()),
         )
 
     def _forward(self) -> None:

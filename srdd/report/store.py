@@ -53,6 +53,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "dtype": report.measurements.dtype,
             "unit_roundoff": report.measurements.unit_roundoff,
             "notes": list(report.measurements.notes),
+            "known": dict(report.measurements.known),
         },
         "cost": asdict(report.cost),
         "backend": report.backend,
@@ -148,6 +149,7 @@ def _from_json(document: dict[str, Any]) -> Report:
         hidden=about["hidden"],
         probes=tuple(document["probes"]),
         notes=tuple(about["notes"]),
+        known=tuple(about["known"].items()),
     )
     diagnosis = Diagnosis(
         findings=tuple(_finding_from(entry) for entry in document["findings"]),

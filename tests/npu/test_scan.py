@@ -1,0 +1,98 @@
+"""The scan on the simulated npu: same verdicts as on the host, whatever order its sums take."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import srdd
+from hal.errors import UsageError
+from hal.structure import find_layer_stack
+from srdd.cli import main
+from srdd.faults import Fault, simulate
+
+KINDS = ("dead_zone", "saturation", "bias", "noise", "spike")
+
+
+@pytest.fixture
+def model_on_npu(make_model, npu):
+    def make(family, dtype=torch.float32):
+        return make_model(family, layers=2, dtype=dtype).to(npu.device)
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_a_healthy_model_is_reported_healthy(model_on_npu, npu, family, dtype):
+    report = srdd.scan(model_on_npu(family, dtype), backend=npu)
+    assert report.verdict == "healthy", report.findings
+    assert report.environment["device_name"].startswith("Ascend910B")
+
+
+@pytest.mark.parametrize("switch", ["reorder", "flush_subnormal"])
+def test_arithmetic_that_is_merely_different_is_healthy(model_on_npu, npu, arithmetic, switch):
+    model = model_on_npu("qwen2")
+    with arithmetic(**{switch: True}):
+        report = srdd.scan(model, backend=npu)
+    assert report.verdict == "healthy", report.findings
+
+
+def test_hf32_products_that_ignore_the_switch_are_found_in_every_layer(model_on_npu, npu, arithmetic):
+    from simulator import switches
+
+    model = model_on_npu("qwen2")
+    with arithmetic(hf32_matmul=True):
+        # The scan pins the option off; a device that does not listen is what is simulated here.
+        handle = model.register_forward_pre_hook(lambda *_: switches.put("hf32_matmul", True))
+        report = srdd.scan(model, backend=npu)
+        handle.remove()
+    assert {finding.layer for finding in report.findings} == {0, 1}
+    assert all(finding.site.startswith("model.layers.") for finding in report.findings)
+
+
+@pytest.mark.parametrize("level", ["quick", "full"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_is_found_at_its_layer(model_on_npu, npu, kind, level):
+    model = model_on_npu("qwen2")
+    with simulate(model, [Fault(kind, 1)]):
+        report = srdd.scan(model, backend=npu, level=level)
+    assert [(finding.layer, finding.kind) for finding in report.findings] == [(1, kind)]
+
+
+def test_the_vendor_s_gelu_is_a_known_difference_and_no_fault(model_on_npu, npu):
+    report = srdd.scan(model_on_npu("bert"), backend=npu)
+    assert report.verdict == "healthy", report.findings
+    assert any("gelu" in note for note in report.diagnosis.notes)
+
+
+def test_a_fault_beside_the_known_difference_is_still_found(model_on_npu, npu):
+    model = model_on_npu("bert")
+    with simulate(model, [Fault("bias", 1, site="output.dense", units=1)]):
+        report = srdd.scan(model, backend=npu)
+    assert [finding.site for finding in report.findings] == [find_layer_stack(model).site(1) + ".output.dense"]
+
+
+def test_a_model_elsewhere_is_refused_and_not_moved(make_model, npu):
+    model = make_model("qwen2", layers=2)
+    with pytest.raises(UsageError, match="backend 'npu' runs on 'npu'"):
+        srdd.scan(model, backend=npu)
+    assert next(model.parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize("level", ["quick", "full"])
+def test_the_command_finds_the_bundled_model_healthy(npu, tmp_path, level):
+    assert main(["--backend", "npu", "--level", level, "--json", str(tmp_path / "r.json"), "--quiet"]) == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["backend"] == "npu"
+    assert report["cost"]["forward_equivalents"] <= 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_command_finds_the_layer_of_an_injected_fault(npu, tmp_path, kind):
+    options = ["--backend", "npu", "--level", "quick", "--json", str(tmp_path / "r.json"), "--quiet"]
+    assert main([*options, "--inject", f"{kind}@5"]) == 1
+    findings = json.loads((tmp_path / "r.json").read_text())["findings"]
+    assert [(finding["layer"], finding["kind"]) for finding in findings] == [(5, kind)]
