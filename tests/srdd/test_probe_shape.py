@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from srdd.evidence import tie_limit
 from srdd.probes.samples import LayerSamples
 from srdd.probes.shape import measure_shape
 from srdd.thresholds import PILE_UP
@@ -49,7 +50,14 @@ def test_a_clamp_ties_its_values_at_the_maximum():
 @given(st.sampled_from(sorted(U)), st.integers(0, 200))
 def test_chance_ties_of_a_healthy_layer_are_expected(dtype, seed):
     shape = shape_of(rounded(normal(seed=seed), U[dtype]), U[dtype])
-    assert shape.ties <= 1 + 4 * (1 + shape.ties_expected)
+    assert shape.ties <= tie_limit(shape.ties_expected)
+
+
+@given(st.integers(0, 200))
+def test_ties_of_many_values_near_the_maximum_in_a_short_format_are_expected(seed):
+    crowded = np.random.default_rng(seed).uniform(0.01, 0.999, size=(200, 64))
+    shape = shape_of(rounded(crowded, U["bfloat16"]), U["bfloat16"])
+    assert tie_limit(0) < shape.ties <= tie_limit(shape.ties_expected)
 
 
 def test_equal_rows_count_once():
