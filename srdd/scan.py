@@ -25,6 +25,7 @@ from srdd.probes.samples import unit_roundoff
 from srdd.prompts import DEFAULT, require_prompts
 from srdd.replay.host import HostReplay
 from srdd.report.model import Report
+from srdd.threads import host_threads
 from srdd.walk import LayerVisit, Walk
 
 LEVELS = ("quick", "full")
@@ -98,6 +99,7 @@ class _Scan:
         with (
             torch.no_grad(),
             evaluation_mode(self._model),
+            host_threads(self._stack),
             _without_cache(self._model),
             self._backend.numeric_mode(NumericMode(deterministic=True)),
         ):
