@@ -63,9 +63,9 @@ def test_bias_adds_a_share_of_the_standard_deviation(magnitude):
 def test_noise_has_a_share_of_the_mean_magnitude():
     x = 3 * healthy()
     added = (through(x, "noise") - x.numpy()) / (0.3 * np.abs(x.numpy()).mean())
-    assert abs(added.mean()) < 0.01
+    assert abs(added.mean()) < 0.02
     assert added.std() == pytest.approx(1, abs=0.01)
-    assert abs(np.corrcoef(added.ravel(), x.numpy().ravel())[0, 1]) < 0.01
+    assert abs(np.corrcoef(added.ravel(), x.numpy().ravel())[0, 1]) < 0.02
 
 
 def test_spikes_are_rare_and_ten_times_the_maximum():
