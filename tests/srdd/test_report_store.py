@@ -6,7 +6,7 @@ from importlib import resources
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import srdd
@@ -64,6 +64,7 @@ def test_what_is_saved_is_loaded_again(faulty, saved):
 NUMBER = st.floats(allow_nan=True, allow_infinity=True)
 
 
+@settings(max_examples=40)
 @given(NUMBER, NUMBER, st.booleans(), st.none() | st.integers(0, 2**50))
 def test_any_numbers_survive_the_round_trip(tmp_path_factory, first, second, largest, memory):
     row = layer(
