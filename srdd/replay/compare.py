@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,6 +63,9 @@ def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer
     anything is accused: a softmax near a tie may jump in one draw of many.
     """
     worst = _worst_given(replay, [torch.zeros_like(value) for value in replay.exact], dtype)
+    if worst.violation <= 1:
+        # Whatever was computed has a spread of one rounding at least, so its share of the whole allowance is known.
+        return replace(worst, violation=worst.violation * LAST_ROUNDINGS / (LAST_ROUNDINGS + WIDTH))
     for number in draws:
         if worst.violation <= 1:
             break
