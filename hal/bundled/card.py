@@ -41,7 +41,7 @@ def describe(recipe: Recipe, threads: int, last: Progress) -> dict[str, Any]:
             "optimizer": f"AdamW in float32, peak learning rate {PEAK_RATE}, warm-up and cosine",
             "threads": threads,
             "seconds": round(last.seconds),
-            "final_reply_loss": round(last.reply_loss, 4),
+            "final_lesson_loss": round(last.lesson_loss, 4),
             "final_text_loss": round(last.text_loss, 4),
         },
         "text": TEXT_SOURCES,

@@ -103,7 +103,7 @@ def _train_into(directory: Path, recipe: Recipe) -> Progress:
     def show(progress: Progress) -> None:
         left = progress.seconds / progress.step * (recipe.steps - progress.step)
         typer.echo(
-            f"step {progress.step}/{recipe.steps}  reply loss {progress.reply_loss:.3f}  "
+            f"step {progress.step}/{recipe.steps}  lesson loss {progress.lesson_loss:.3f}  "
             f"text loss {progress.text_loss:.3f}  {progress.seconds:.0f} s, about {left:.0f} s left",
             err=True,
         )

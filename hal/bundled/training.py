@@ -50,10 +50,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: mean losses since the report before (of replies, of text) and seconds from the start."""
+    """Where training stands: mean losses since the report before, and seconds from the start. The loss of lessons
+    includes a little for their questions, whose numbers nobody can predict, so it never comes near nothing.
+    """
 
     step: int
-    reply_loss: float
+    lesson_loss: float
     text_loss: float
     seconds: float
 

@@ -18,7 +18,7 @@ def test_the_losses_fall(untrained, tokenizer):
     train(untrained, tokenizer, Recipe(steps=2, lesson_rows=2, text_length=64), reports.append)
     start = reports[-1]
     last = train(untrained, tokenizer, SMALL, reports.append)
-    assert last.reply_loss < start.reply_loss
+    assert last.lesson_loss < start.lesson_loss
     assert last.text_loss < start.text_loss
     assert last.step == 12
     assert not untrained.training
