@@ -18,6 +18,7 @@ from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_i
 from srdd.replay.module import Replay, replay_module
 
 DRAWS = (8, 48)
+SURE = 0.5  # a few draws may understate the spread twofold: beyond this they are not trusted, either way
 # The spread is sampled from runs with every rounding at its largest. Real roundings are uniform below that
 # (a standard deviation sqrt(3) smaller), so 8 of these are about 14 standard deviations of a healthy device.
 WIDTH = 8.0
@@ -67,7 +68,7 @@ def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer
         # Whatever was computed has a spread of one rounding at least, so its share of the whole allowance is known.
         return replace(worst, violation=worst.violation * LAST_ROUNDINGS / (LAST_ROUNDINGS + WIDTH))
     for number in draws:
-        if worst.violation <= 1:
+        if worst.violation <= SURE:
             break
         worst = _worst_given(replay, replay.spread(number), dtype)
     return worst

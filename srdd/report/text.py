@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from statistics import median
 
 from rich.console import Console, Group, RenderableType
@@ -44,7 +45,7 @@ def print_report(report: Report, console: Console) -> None:
 def _header(report: Report) -> list[RenderableType]:
     about = report.measurements
     return [
-        Text(f"SRDD scan of {report.model}", style="bold"),
+        Text(f"SRDD scan of {Path(report.model).name}", style="bold"),
         Text(
             f"backend {report.backend} ({report.environment.get('device_name', '?')}), {about.dtype}, "
             f"level {report.level}, {len(about.layers)} layers x {about.hidden} units, {about.tokens} tokens"
