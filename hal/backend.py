@@ -104,16 +104,19 @@ class TorchBackend:
         """Versions of the driver, runtime and Python packages that decide this device's numerics."""
         return {"torch": torch.__version__}
 
-    def require_model(self, model: torch.nn.Module) -> None:
-        """Raise UsageError unless the model's parameters lie on this backend's kind of device; nothing is moved
-        silently.
+    def for_model(self, model: torch.nn.Module) -> TorchBackend:
+        """The same backend on the very device that holds the model's parameters; raises UsageError when that is
+        another kind of device: nothing is moved silently.
         """
         parameter = next(model.parameters(), None)
-        if parameter is not None and parameter.device.type != self.device_type:
+        if parameter is None:
+            return self
+        if parameter.device.type != self.device_type:
             raise UsageError(
                 f"the model is on '{parameter.device}', backend '{self.name}' runs on '{self.device_type}': "
                 "move the model there, or name the backend it is on"
             )
+        return type(self)(parameter.device.index or 0)
 
     # -- execution ----------------------------------------------------------------------------------
 

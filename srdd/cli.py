@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from hal.bundled import model_dir
 from hal.command_line import run_command
 from hal.errors import UsageError
-from hal.models import load_model
+from hal.models import load_model, parse_dtype
 from hal.registry import get_backend
 from srdd.faults import Fault, parse_fault, simulate
 from srdd.files import require_writable
@@ -21,7 +21,7 @@ from srdd.probes.measure import PROBES
 from srdd.prompts import read_prompts
 from srdd.report import Report, load_report
 from srdd.report.text import print_report
-from srdd.scan import scan
+from srdd.scan import require_options, scan
 
 PROGRAM = "python -m srdd"
 HEALTHY, FAULTY = 0, 1
@@ -69,6 +69,9 @@ def scan_command(
 ) -> int:
     """Scan a model and report which layer is at fault."""
     target = get_backend(backend, device)
+    chosen = [name for name in probes.split(",") if name]
+    require_options(level, chosen)
+    parse_dtype(dtype)
     faults = [parse_fault(text) for text in inject or []]
     texts = read_prompts(prompts) if prompts else None
     if json is not None:
@@ -84,7 +87,7 @@ def scan_command(
             target,
             texts,
             level,
-            [name for name in probes.split(",") if name],
+            chosen,
             checkpoint=loaded.directory,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )

@@ -52,19 +52,23 @@ def scan(
     as it was. Raises UsageError for bad arguments and ModelError when the model has no repeated layers or is
     elsewhere.
     """
-    if level not in LEVELS:
-        raise UsageError(f"unknown level '{level}': choose one of {', '.join(LEVELS)}")
-    unknown = sorted(set(probes) - set(PROBES))
-    if unknown or not probes:
-        raise UsageError(f"unknown probes {', '.join(unknown) or '(none given)'}: choose from {', '.join(PROBES)}")
-    target = get_backend(backend) if isinstance(backend, str) else backend
-    target.require_model(model)
+    require_options(level, probes)
+    target = (get_backend(backend) if isinstance(backend, str) else backend).for_model(model)
     ids = pack(tokenizer, require_prompts(list(prompts) if prompts is not None else list(DEFAULT), "prompts"), model)
     stack = find_layer_stack(model)
     replay = None
     if level == "full":
         replay = HostReplay(model, stack, Path(checkpoint) if checkpoint else None, seed)
     return _Scan(model, stack, target, ids, tuple(probes), replay, seed, progress).run()
+
+
+def require_options(level: str, probes: Sequence[str]) -> None:
+    """Raise UsageError for a level or a probe that there is not, or for no probe at all."""
+    if level not in LEVELS:
+        raise UsageError(f"unknown level '{level}': choose one of {', '.join(LEVELS)}")
+    unknown = sorted(set(probes) - set(PROBES))
+    if unknown or not probes:
+        raise UsageError(f"unknown probes {', '.join(unknown) or '(none given)'}: choose from {', '.join(PROBES)}")
 
 
 class _Scan:

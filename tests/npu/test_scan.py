@@ -96,3 +96,13 @@ def test_the_command_finds_the_layer_of_an_injected_fault(npu, tmp_path, kind):
     assert main([*options, "--inject", f"{kind}@5"]) == 1
     findings = json.loads((tmp_path / "r.json").read_text())["findings"]
     assert [(finding["layer"], finding["kind"]) for finding in findings] == [(5, kind)]
+
+
+def test_a_model_on_the_second_device_is_scanned_there(run_python):
+    code = (
+        "import hal, srdd, torch; from tests.conftest import random_model; b = hal.get_backend('npu', 1);"
+        "r = srdd.scan(random_model('qwen2', layers=2).to(b.device), None, 'npu', level='quick');"
+        "print(r.verdict, r.environment['device'])"
+    )
+    outcome = run_python(code, NPU_SIM_DEVICES="2")
+    assert outcome.stdout.split()[-2:] == ["healthy", "npu:1"], outcome.stderr
