@@ -116,7 +116,8 @@ class TorchBackend:
                 f"the model is on '{parameter.device}', backend '{self.name}' runs on '{self.device_type}': "
                 "move the model there, or name the backend it is on"
             )
-        return type(self)(parameter.device.index or 0)
+        index = parameter.device.index  # None in host memory, which has one place for every device that shares it
+        return self if index in (None, self.index) else type(self)(index)
 
     # -- execution ----------------------------------------------------------------------------------
 
