@@ -53,7 +53,7 @@ class Hooks:
             self.counts[site] += 1
             callback(hidden_states(output, role))
 
-        self._keep(self._module(site).register_forward_hook(hook))
+        self._keep(self.module(site).register_forward_hook(hook))
 
     def observe_calls(self, site: str, callback: CallObserver) -> None:
         """Call `callback(module, args, kwargs, output)` after each call of the module at `site`."""
@@ -62,7 +62,7 @@ class Hooks:
             self.counts[site] += 1
             callback(module, args, kwargs, output)
 
-        self._keep(self._module(site).register_forward_hook(hook, with_kwargs=True))
+        self._keep(self.module(site).register_forward_hook(hook, with_kwargs=True))
 
     def transform(self, site: str, function: TensorFunction, role: Role = "layer") -> None:
         """Replace the hidden states that the module at `site` returns by `function` of them; shape and dtype
@@ -74,7 +74,7 @@ class Hooks:
             before = hidden_states(output, role)
             return with_hidden_states(output, _same_form(site, before, function(before)), role)
 
-        self._keep(self._module(site).register_forward_hook(hook))
+        self._keep(self.module(site).register_forward_hook(hook))
 
     def transform_operator(self, site: str, operator: str, function: TensorFunction) -> None:
         """Replace the result of every call of `operator` (a name of `hal.operators.OPERATORS`) made while the
@@ -89,7 +89,7 @@ class Hooks:
             return _same_form(key, result, function(result))
 
         if key not in self._scopes:
-            self._scopes[key] = self._scope(self._module(site), operator)
+            self._scopes[key] = self._scope(self.module(site), operator)
         self._scopes[key].functions.append(counted)
 
     def _scope(self, module: nn.Module, operator: str) -> OperatorScope:
@@ -100,7 +100,8 @@ class Hooks:
         self._keep(module.register_forward_hook(scope.leave, prepend=True, always_call=True))
         return scope
 
-    def _module(self, site: str) -> nn.Module:
+    def module(self, site: str) -> nn.Module:
+        """The module at `site`; raises HookError that lists what is there instead."""
         if self._ended:
             raise HookError(f"cannot hook '{site}': this set of hooks has ended; attach inside its with block")
         if site not in self._modules:

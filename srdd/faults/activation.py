@@ -4,12 +4,13 @@ dtype.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 
 import torch
 
-from srdd.faults.specification import Fault
+from srdd.faults.bits import flip_bits, round_low_bits, stick_bits
+from srdd.faults.random_source import RandomSource
+from srdd.faults.specification import MODES, Fault
 
 Corruption = Callable[[torch.Tensor], torch.Tensor]
 
@@ -49,12 +50,12 @@ def _bias(fault: Fault) -> Corruption:
 
 
 def _noise(fault: Fault) -> Corruption:
-    normal = _NormalSource()
+    normal = RandomSource(fault.draws)
     return lambda x: x + fault.magnitude * x.abs().mean() * normal(x)
 
 
 def _spike(fault: Fault) -> Corruption:
-    normal = _NormalSource()
+    normal = RandomSource(fault.draws)
 
     def corrupt(x: torch.Tensor) -> torch.Tensor:
         hit = normal.uniform(x) < 0.01 * fault.magnitude
@@ -64,38 +65,49 @@ def _spike(fault: Fault) -> Corruption:
 
 
 def _non_determinism(fault: Fault) -> Corruption:
-    normal = _NormalSource()
+    normal = RandomSource(fault.draws)
     factor = fault.factor
+    mode = fault.mode or MODES["non_determinism"][0]
 
     def corrupt(x: torch.Tensor) -> torch.Tensor:
         base = BASE_STD * _std(x)
-        if fault.mode == "suppressed":
+        if mode == "suppressed":
             return x + base / factor * normal(x)
-        if fault.mode == "inconsistent":
+        if mode == "inconsistent":
             return x + base * float(factor ** (2 * normal.scalar() - 1)) * normal(x)
-        if fault.mode == "biased":
+        if mode == "biased":
             return x + base * (factor * normal.scalar() + normal(x))
-        if fault.mode == "correlated":
+        if mode == "correlated":
             return x + base * factor * normal(x[..., :1]).expand_as(x)
         return x + base * factor * normal(x)
 
     return corrupt
 
 
-class _NormalSource:
-    """Random numbers that differ on every run and never touch the program's own generators."""
+def _bit_flip(fault: Fault) -> Corruption:
+    return lambda x: flip_bits(x, fault.bits or "exponent", fault.seed)
 
-    def __init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(secrets.randbits(63))
 
-    def __call__(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.randn(like.shape, generator=self._generator).to(like.device, like.dtype)
+def _stuck_at(fault: Fault) -> Corruption:
+    if fault.bits:
+        return lambda x: stick_bits(x, fault.bits, int(fault.value), fault.seed)
+    return lambda x: torch.full_like(x, fault.value)
 
-    def uniform(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.rand(like.shape, generator=self._generator).to(like.device)
 
-    def scalar(self) -> float:
-        return float(torch.rand((), generator=self._generator))
+def _scale(fault: Fault) -> Corruption:
+    return lambda x: x * fault.factor
+
+
+def _sign_flip(_fault: Fault) -> Corruption:
+    return torch.neg
+
+
+def _rounding(fault: Fault) -> Corruption:
+    return lambda x: round_low_bits(x, fault.bits or "0", away=fault.mode == "away")
+
+
+def _flush_subnormals(_fault: Fault) -> Corruption:
+    return lambda x: torch.where(x.abs() < torch.finfo(x.dtype).smallest_normal, torch.zeros_like(x), x)
 
 
 def _std(x: torch.Tensor) -> torch.Tensor:
@@ -111,4 +123,11 @@ _BUILDERS: dict[str, Callable[[Fault], Corruption]] = {
     "noise": _noise,
     "spike": _spike,
     "non_determinism": _non_determinism,
+    "bit_flip": _bit_flip,
+    "stuck_at": _stuck_at,
+    "scale": _scale,
+    "sign_flip": _sign_flip,
+    "rounding": _rounding,
+    "flush_subnormals": _flush_subnormals,
+    "wrong_constant": _scale,  # of the constant, a tensor of one element
 }

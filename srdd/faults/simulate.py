@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -12,59 +12,76 @@ from hal.errors import UsageError
 from hal.hooks import Hooks
 from hal.structure import LayerStack, find_layer_stack
 from srdd.faults.activation import corruption
-from srdd.faults.mask import unit_mask
-from srdd.faults.specification import Fault
+from srdd.faults.kv_cache import corrupt_cache
+from srdd.faults.mask import fault_mask
+from srdd.faults.random_source import RandomSource
+from srdd.faults.specification import KV_CACHE, Fault
+from srdd.faults.stored import change_constant, corrupt_parameter
 
 
 class ActiveFault:
-    """A fault while it is in a model: `calls` is how often it acted, `changed` how many elements it altered in
-    all.
+    """A fault while it is in a model: `calls` is how often its place was used, `acted` how often it did something
+    there, and `changed` how many elements it altered in all.
     """
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
         self.calls = 0
+        self.acted = 0
         self.changed = 0
         self._corrupt = corruption(fault)
-        self._masks: dict[int, torch.Tensor] = {}
+        self._masks: dict[torch.Size, torch.Tensor] = {}
+        self._trigger = RandomSource(fault.draws)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Corrupt the masked units of `x`, [..., units]; a value that was NaN before does not count as changed."""
+        """Corrupt the masked elements of `x`, [..., units]; a value that was NaN before does not count as changed."""
         self.calls += 1
-        if x.numel() == 0:  # an expert without a token
+        if not self._triggered() or x.numel() == 0:  # an expert without a token
             return x
+        self.acted += 1
         result = torch.where(self._mask(x), self._corrupt(x), x)
         self.changed += int(((result != x) & ~x.isnan()).sum())
         return result
 
+    def _triggered(self) -> bool:
+        return self.calls % self.fault.every == 0 and (self.fault.rate == 1 or self._trigger.scalar() < self.fault.rate)
+
     def _mask(self, x: torch.Tensor) -> torch.Tensor:
-        width = x.shape[-1]
-        if width not in self._masks:
-            self._masks[width] = unit_mask(width, self.fault.sparsity, self.fault.units, self.fault.seed)
-        return self._masks[width].to(x.device)
+        if x.shape not in self._masks:
+            self._masks[x.shape] = fault_mask(self.fault, x.shape)
+        return self._masks[x.shape].to(x.device)
 
 
 @contextmanager
 def simulate(model: nn.Module, faults: Sequence[Fault]) -> Iterator[list[ActiveFault]]:
-    """Put `faults` into `model` for the block and remove them completely afterwards, also after an exception.
-    Yields one ActiveFault each. Raises UsageError for a layer or site that the model does not have.
+    """Put `faults` into `model` for the block and remove them completely afterwards, also after an exception:
+    weights and constants get their former bits back. Yields one ActiveFault each. Raises UsageError for a layer, site,
+    parameter or constant that the model does not have.
     """
     stack = find_layer_stack(model)
     active = [ActiveFault(fault) for fault in faults]
-    with Hooks(model) as hooks:
+    with Hooks(model) as hooks, ExitStack() as changes:
         for entry in active:
-            _attach(hooks, stack, entry)
+            _attach(hooks, changes, stack, entry)
         yield active
 
 
-def _attach(hooks: Hooks, stack: LayerStack, entry: ActiveFault) -> None:
+def _attach(hooks: Hooks, changes: ExitStack, stack: LayerStack, entry: ActiveFault) -> None:
     fault = entry.fault
     if fault.layer >= len(stack):
         raise UsageError(
             f"fault '{fault.kind}@{fault.layer}': the model has layers 0 to {len(stack) - 1}; choose one of them"
         )
+    layer = stack.layers[fault.layer]
+    if fault.site == KV_CACHE:
+        changes.enter_context(corrupt_cache(layer, entry))
+        return
     site = stack.site(fault.layer) + (f".{fault.site}" if fault.site else "")
-    if fault.operator:
+    if fault.kind == "wrong_constant":
+        changes.enter_context(change_constant(hooks.module(site), site, fault.attribute, entry))
+    elif fault.parameter:
+        changes.enter_context(corrupt_parameter(hooks.module(site), site, fault.parameter, entry))
+    elif fault.operator:
         hooks.transform_operator(site, fault.operator, entry)
     else:
         hooks.transform(site, entry, role="submodule" if fault.site else "layer")

@@ -3,65 +3,87 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from dataclasses import dataclass, fields
 from typing import Any
 
 from hal.errors import UsageError
+from srdd.faults.rules import check
 
-KINDS = ("dead_zone", "saturation", "bias", "noise", "spike", "non_determinism")
-MODES = ("amplified", "suppressed", "inconsistent", "biased", "correlated")
+KINDS = (
+    "dead_zone",
+    "saturation",
+    "bias",
+    "noise",
+    "spike",
+    "non_determinism",
+    "bit_flip",
+    "stuck_at",
+    "scale",
+    "sign_flip",
+    "rounding",
+    "flush_subnormals",
+    "wrong_constant",
+)
+# The way a kind acts, its default first.
+MODES = {
+    "non_determinism": ("amplified", "suppressed", "inconsistent", "biased", "correlated"),
+    "rounding": ("truncate", "away"),
+}
+SCOPES = ("units", "rows", "lanes", "addresses", "elements")
+KV_CACHE = "kv_cache"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One simulated fault. `layer` counts from 0; `site` is a module below the layer ("mlp.down_proj"), empty
-    for the layer's own output; `operator` limits it to one operator inside that site. `magnitude` is m of each
-    kind's formula. `sparsity` is the share of hidden units hit, `units` their number (which wins). `seed`
-    chooses the units. `absolute` fixes a saturation's threshold at the first batch. `mode` and `factor` belong
-    to non_determinism.
+    """One simulated fault.
+
+    Where: `layer` counts from 0; `site` is a module below the layer ("mlp.down_proj"), "kv_cache" for what attention
+    reads back from its cache, empty for the layer's own output; `operator` limits it to one operator inside that
+    site; `parameter` puts it on the site's weights ("weight") instead of its output.
+
+    Which elements: `sparsity` is the share hit and `units` their number (which wins), of what `scope` names: hidden
+    "units"; "rows" (tokens), "lanes" (units) or "addresses" (elements) that repeat with `period`; or single
+    "elements" of a parameter. `seed` chooses them. `every` lets the fault act on each n-th call only, `rate` with that
+    probability. `draws` seeds what random kinds draw; 0 is different on every run.
+
+    What: `magnitude` is m of each kind's formula, `factor` multiplies (non_determinism, scale, wrong_constant),
+    `absolute` fixes a saturation's threshold at the first batch, `mode` is the way the kind acts ("" for its first),
+    `bits` the bits concerned ("14", "0-3", "mantissa", "exponent", "sign"), `value` what stuck_at is stuck at, and
+    `attribute` the constant that wrong_constant changes ("" for an epsilon or a scale).
     """
 
     kind: str
     layer: int
     site: str = ""
     operator: str = ""
+    parameter: str = ""
     magnitude: float = 0.3
+    factor: float = 5.0
     sparsity: float = 1.0
     units: int = 0
+    scope: str = "units"
+    period: int = 16
     seed: int = 0
+    draws: int = 0
+    every: int = 1
+    rate: float = 1.0
     absolute: bool = False
-    mode: str = "amplified"
-    factor: float = 5.0
+    mode: str = ""
+    bits: str = ""
+    value: float = 0.0
+    attribute: str = ""
 
     def __post_init__(self) -> None:
         """Raise UsageError for a value that no fault can have."""
         if self.kind not in KINDS:
             raise UsageError(f"unknown fault kind '{self.kind}': {_suggest(self.kind, KINDS)}")
-        if self.layer < 0:
-            raise UsageError(f"fault layer {self.layer} is negative: layers count from 0")
-        for name, value in (("magnitude", self.magnitude), ("factor", self.factor)):
-            if not 0 < value < math.inf:
-                raise UsageError(
-                    f"fault {name} {value} must be finite and greater than 0: a fault of size 0 is no fault"
-                )
-        if self.kind in ("saturation", "dead_zone") and self.magnitude >= 1:
-            raise UsageError(
-                f"magnitude {self.magnitude} of a {self.kind} must be below 1: it is a share of max(abs(x))"
-            )
-        if not 0 < self.sparsity <= 1:
-            raise UsageError(f"fault sparsity {self.sparsity} must be in (0, 1]: it is the share of hidden units hit")
-        if self.units < 0:
-            raise UsageError(f"fault units {self.units} is negative: give the number of hidden units hit, or 0")
-        if not 0 <= self.seed < 1 << 64:
-            raise UsageError(f"fault seed {self.seed} must be in [0, 2**64)")
-        if self.absolute and self.kind != "saturation":
-            raise UsageError(f"'absolute' does nothing to a {self.kind}: it belongs to saturation; leave it out")
-        if self.mode not in MODES:
-            raise UsageError(f"unknown mode '{self.mode}' of non_determinism: {_suggest(self.mode, MODES)}")
-        if self.mode != MODES[0] and self.kind != "non_determinism":
-            raise UsageError(f"mode '{self.mode}' does nothing to a {self.kind}: it belongs to non_determinism")
+        if self.scope not in SCOPES:
+            raise UsageError(f"unknown fault scope '{self.scope}': {_suggest(self.scope, SCOPES)}")
+        if self.kind in MODES and self.mode and self.mode not in MODES[self.kind]:
+            raise UsageError(f"unknown mode '{self.mode}' of {self.kind}: {_suggest(self.mode, MODES[self.kind])}")
+        changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        check(self, changed)
 
 
 def parse_fault(text: str) -> Fault:

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hal.errors import UsageError
-from srdd.faults.mask import unit_mask
+from srdd.faults import Fault
+from srdd.faults.mask import fault_mask, unit_mask
 
 WIDTHS = st.integers(1, 3000)
 SEEDS = st.integers(0, 2**64 - 1)
@@ -70,3 +71,44 @@ def test_an_empty_mask_says_which_share_would_do():
 def test_more_units_than_there_are_is_an_error():
     with pytest.raises(UsageError, match="65 units does not fit: the output has 64"):
         unit_mask(64, 1.0, 65, 0)
+
+
+def fault(scope, shape, **options):
+    mask = fault_mask(Fault("bias", 0, scope=scope, **options), torch.Size(shape))
+    return mask.expand(shape)
+
+
+def test_rows_are_the_same_tokens_of_each_period():
+    mask = fault("rows", (2, 32, 8), units=3, period=16)
+    assert bool((mask == mask[..., :1]).all())
+    rows = mask[..., 0].reshape(4, 16)
+    assert bool((rows == rows[0]).all())
+    assert int(rows[0].sum()) == 3
+
+
+def test_lanes_are_the_same_units_of_each_period():
+    mask = fault("lanes", (4, 64), units=1, period=8)
+    assert int(mask[0].sum()) == 8
+    assert len(set((mask[0].nonzero().flatten() % 8).tolist())) == 1
+    assert bool((mask == mask[0]).all())
+
+
+def test_addresses_repeat_over_the_whole_tensor():
+    mask = fault("addresses", (5, 7), units=1, period=6)
+    places = mask.flatten().nonzero().flatten()
+    assert set((places % 6).tolist()) == {int(places[0]) % 6}
+    assert int(mask.sum()) in (5, 6)
+
+
+@given(st.integers(1, 40), SEEDS)
+def test_single_elements_are_as_many_as_asked_for(units, seed):
+    mask = fault_mask(
+        Fault("bias", 0, scope="elements", parameter="weight", units=units, seed=seed), torch.Size((8, 5))
+    )
+    assert mask.shape == (8, 5)
+    assert int(mask.sum()) == units
+
+
+def test_more_elements_than_there_are_is_an_error():
+    with pytest.raises(UsageError, match="41 elements does not fit: the parameter has 40"):
+        fault_mask(Fault("bias", 0, scope="elements", parameter="weight", units=41), torch.Size((8, 5)))

@@ -194,3 +194,68 @@ def test_masks_are_the_same_on_every_run(make_model):
         with simulate(model, [parse_fault("bias@2:sparsity=0.1,seed=9")]):
             changed.append(run(model))
     assert torch.equal(*changed)
+
+
+def bits_of(model):
+    return {name: value.detach().clone().view(torch.int32) for name, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize("text", ["bit_flip@1:units=1,scope=elements,bits=30", "bias@1", "stuck_at@1:sparsity=0.1"])
+def test_a_fault_in_a_weight_is_there_for_the_block_and_its_bits_come_back(make_model, text):
+    model = make_model("qwen2")
+    before, healthy = bits_of(model), run(model)
+    separator = "," if ":" in text else ":"
+    fault = parse_fault(f"{text}{separator}site=mlp.down_proj,parameter=weight")
+    with contextlib.suppress(KeyboardInterrupt), simulate(model, [fault]) as [active]:
+        changed = {name for name, value in bits_of(model).items() if not torch.equal(value, before[name])}
+        assert changed == {"model.layers.1.mlp.down_proj.weight"}
+        assert active.changed == sum(int((bits_of(model)[name] != before[name]).sum()) for name in changed) > 0
+        assert not torch.equal(run(model), healthy)
+        raise KeyboardInterrupt
+    assert all(torch.equal(value, before[name]) for name, value in bits_of(model).items())
+
+
+@pytest.mark.parametrize(
+    ("site", "attribute", "held"),
+    [("input_layernorm", "", "variance_epsilon"), ("self_attn", "", "scaling"), ("self_attn", "scaling", "scaling")],
+)
+def test_a_wrong_constant_is_put_right_afterwards(make_model, site, attribute, held):
+    model = make_model("qwen2")
+    module = model.model.layers[1].get_submodule(site)
+    before = getattr(module, held)
+    with simulate(model, [Fault("wrong_constant", 1, site=site, attribute=attribute, factor=10)]):
+        assert getattr(module, held) == pytest.approx(10 * before)
+    assert getattr(module, held) == before
+
+
+@torch.no_grad()
+def decode(model):
+    """Logits of the last token with the others' keys and values cached."""
+    first = model(IDS[:, :-1], use_cache=True)
+    return model(IDS[:, -1:], past_key_values=first.past_key_values).logits
+
+
+def test_a_fault_in_the_key_value_cache_acts_where_there_is_a_cache_and_only_there(make_model):
+    model = make_model("qwen2")
+    healthy, cached = run(model), decode(model)
+    faults = [Fault("bias", 1, site="kv_cache"), Fault("scale", 1, site="kv_cache")]
+    with simulate(model, faults) as active:
+        without = model(IDS, use_cache=False)[0]
+        assert [fault.calls for fault in active] == [0, 0]
+        assert torch.equal(without, healthy)
+        assert not torch.equal(decode(model), cached)
+    assert [fault.calls for fault in active] == [4, 4]
+    assert torch.equal(decode(model), cached)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bias@1:site=mlp.down_proj,parameter=weigth", "no floating-point parameter 'weigth'; it has: weight"),
+        ("wrong_constant@1:site=mlp.down_proj", "not an epsilon or a scale"),
+        ("wrong_constant@1:site=self_attn,attribute=nosuch", "not a constant 'nosuch'; its numbers: .*scaling"),
+    ],
+)
+def test_a_parameter_or_constant_that_is_not_there_is_named(make_model, text, message):
+    with pytest.raises(UsageError, match=message), simulate(make_model("qwen2"), [parse_fault(text)]):
+        pass
