@@ -9,6 +9,7 @@ for the square root).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -78,21 +79,46 @@ class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as 
     def _disturb(self, name: str, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
         if not value.is_floating_point():
             return value
-        size = self._roundoff * value.abs()
-        if name in _PRODUCTS:
-            size = size + product_spread(*args[-2:])
-        elif name in _CANCELLING:
-            size = size + 2 * ACCUMULATOR * args[0].abs()
-        elif name == "native_layer_norm" and value.shape == args[0].shape:
-            size = size + _layer_norm_spread(value, *args[:4])
-        elif name in _REDUCTIONS:
-            terms = max(args[0].numel() / max(value.numel(), 1), 1)
-            size = size + ACCUMULATOR * math.sqrt(terms) * value.abs()
-        signs = torch.empty(value.shape, dtype=torch.int8).random_(0, 2, generator=self._generator).mul_(2).sub_(1)
-        disturbed = torch.where(size.isfinite(), value + signs * size, value)
+        disturbed = value * self._signs(value).mul(self._roundoff).add_(1)
+        spread = _accumulation_spread(name, args, value)
+        if spread is not None:
+            moved = disturbed.addcmul(spread, self._signs(value))
+            disturbed = torch.where(spread.isfinite(), moved, value)
         if name.endswith("_") and not name.endswith("__"):
             return value.copy_(disturbed)
         return disturbed
+
+    def _signs(self, like: torch.Tensor) -> torch.Tensor:
+        """+1 or -1 for each element: a window, at a random place, of signs drawn once."""
+        count = like.numel()
+        if count > _BANK // 2:
+            signs = torch.empty(like.shape, dtype=torch.int8).random_(0, 2, generator=self._generator)
+            return signs.to(like.dtype).mul_(2).sub_(1)
+        start = int(torch.randint(_BANK - count, (), generator=self._generator))
+        return _sign_bank()[start : start + count].view(like.shape)
+
+
+_BANK = 1 << 20
+
+
+@functools.cache
+def _sign_bank() -> torch.Tensor:
+    signs = torch.empty(_BANK, dtype=torch.float64)
+    return signs.random_(0, 2, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
+
+
+def _accumulation_spread(name: str, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor | None:
+    """How far the float32 accumulation inside an operator carries each element, beyond the rounding of its result."""
+    if name in _PRODUCTS:
+        return product_spread(*args[-2:])
+    if name in _CANCELLING:
+        return 2 * ACCUMULATOR * args[0].abs()
+    if name == "native_layer_norm" and value.shape == args[0].shape:
+        return _layer_norm_spread(value, *args[:4])
+    if name in _REDUCTIONS:
+        terms = max(args[0].numel() / max(value.numel(), 1), 1)
+        return ACCUMULATOR * math.sqrt(terms) * value.abs()
+    return None
 
 
 def product_spread(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
