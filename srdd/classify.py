@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from srdd import thresholds
 from srdd.measurements import Stability, Transfer, WeightDamage
 
+# Where several kinds explain what was seen, the more special one is named.
+_PRIORITY = (
+    "stuck_at",
+    "dead_zone",
+    "saturation",
+    "sign_flip",
+    "bit_flip",
+    "bias",
+    "scale",
+)
+
 
 def stability_kind(stability: Stability, replay: Transfer | None) -> str:
-    """Spikes touch few elements; noise touches all and is a visible share of the signal; what is smaller is
-    non-determinism. Read off the replay of the site at fault where there is one: what the layer returns has
-    been through the rest of it.
+    """A glitch is a deterministic fault that comes and goes, and has that fault's kind. Of the others, spikes touch
+    few elements; noise touches all and is a visible share of the signal; what is smaller is non-determinism. Read
+    off the replay of the site at fault where there is one: what the layer returns has been through the rest of it.
     """
+    if stability.glitch is not None:
+        kind = transfer_kind([stability.glitch])
+        if kind != "corruption":
+            return kind
     touched = replay.coverage if replay else stability.changed
     size = replay.size if replay else stability.spread
     if touched < thresholds.SPIKE_CHANGED:
@@ -18,24 +36,51 @@ def stability_kind(stability: Stability, replay: Transfer | None) -> str:
     return "noise" if size >= thresholds.NOISE_SPREAD else "non_determinism"
 
 
-def transfer_kind(entry: Transfer) -> str:
-    """Read the transfer curve of the violating elements: all zero is a dead zone; one common magnitude, or the
-    largest inputs cut short, is saturation; one common offset in whole units is a bias; one common ratio is a
-    wrong scale, or a flipped sign. Anything else is called corruption.
+def transfer_kind(entries: Sequence[Transfer]) -> str:
+    """The kind that explains the transfer curves of most of the inputs under which the values violate; "corruption"
+    when none explains at least half of them.
     """
-    if entry.zeroed > thresholds.PURE:
-        return "dead_zone"
+    explained = dict.fromkeys(_PRIORITY, 0)
+    for entry in entries:
+        for kind in _explanations(entry):
+            explained[kind] += 1
+    if len(entries) < 2:
+        explained["stuck_at"] -= 1 if explained["dead_zone"] else 0  # one input does not tell the two apart
+    elif _same_bit_level(entries):
+        explained["stuck_at"] = max(explained["stuck_at"], explained["bit_flip"])
+    best = max(_PRIORITY, key=lambda kind: (explained[kind], -_PRIORITY.index(kind)))
+    return best if explained[best] and 2 * explained[best] >= len(entries) else "corruption"
+
+
+def _explanations(entry: Transfer) -> list[str]:
+    """The kinds that a transfer curve is like. All zero is a dead zone, and a stuck value where no larger one came
+    through; one common magnitude, or the largest inputs cut short, is saturation; one common offset in whole units
+    or in values of every size is a bias; one common ratio is a wrong scale, or a flipped sign.
+    """
+    kinds = []
     shortened = 0 <= entry.ratio < 1
-    if shortened and (entry.tied > thresholds.COVERED or entry.largest) and entry.coverage < 1:
-        return "saturation"
-    whole_units = entry.coverage > thresholds.COVERED
-    if whole_units and entry.offset_spread < thresholds.SPREAD:
-        return "bias"
-    if whole_units and entry.ratio_spread < thresholds.SPREAD:
-        return "sign_flip" if -1.1 < entry.ratio < -0.9 else "scale"
-    if shortened and entry.tied > thresholds.COVERED:
-        return "saturation"
-    return "corruption"
+    whole = entry.coverage > thresholds.COVERED or entry.diverse
+    fixed = entry.constant > thresholds.PURE and entry.coverage > thresholds.COVERED and not entry.spared_large
+    if fixed and (entry.diverse or entry.zeroed > thresholds.PURE):
+        kinds.append("stuck_at")
+    if entry.zeroed > thresholds.PURE:
+        kinds.append("dead_zone")
+    elif shortened and (entry.tied > thresholds.COVERED or (entry.largest and entry.coverage < 1)):
+        kinds.append("saturation")
+    if entry.one_bit > thresholds.PURE:
+        kinds.append("bit_flip")
+    if whole and entry.offset_spread < thresholds.SPREAD:
+        kinds.append("bias")
+    if whole and entry.ratio_spread < thresholds.SPREAD and entry.zeroed <= thresholds.PURE:
+        kinds.append("sign_flip" if -1.1 < entry.ratio < -0.9 else "scale")
+    return kinds
+
+
+def _same_bit_level(entries: Sequence[Transfer]) -> bool:
+    """Whether the wrong bit has one and the same level under every input, and is right wherever it should have it."""
+    levels = {entry.bit_level for entry in entries}
+    partly = any(entry.coverage < thresholds.FILLED for entry in entries)
+    return len(levels) == 1 and not any(math.isnan(level) for level in levels) and levels <= {0.0, 1.0} and partly
 
 
 def weight_kind(damage: WeightDamage) -> str:

@@ -11,7 +11,7 @@ from statistics import median
 from srdd import thresholds
 from srdd.classify import stability_kind, transfer_kind, weight_kind
 from srdd.evidence import Evidence, carries_stream, known_differences, violating_sites, weigh
-from srdd.measurements import LayerMeasurement, Measurements, SiteReplay
+from srdd.measurements import LayerMeasurement, Measurements, SiteReplay, Transfer
 from srdd.suggest import describe_damage, suggestion
 
 
@@ -135,14 +135,21 @@ def _common_site(sites: list[str]) -> str:
 
 def _kind(layer: LayerMeasurement, probes: set[str], failed: list[SiteReplay]) -> str:
     if "finite" in probes:
-        return "non_finite"
+        kind = transfer_kind(_transfers(failed))
+        return kind if kind == "bit_flip" else "non_finite"
     if layer.stability and probes & {"instability", "instability_element"}:
         return stability_kind(layer.stability, failed[0].transfer if failed else None)
     if layer.pass_through and "pass_through" in probes:
-        return transfer_kind(layer.pass_through.transfer)
+        own = [site for site in failed if site.site == layer.site and not site.operator]
+        return transfer_kind([layer.pass_through.transfer, *_transfers(own)])
     if failed:
-        return transfer_kind(failed[0].transfer)
+        return transfer_kind(_transfers(failed))
     return "saturation" if "multiplicity" in probes else "dead_zone"
+
+
+def _transfers(failed: Sequence[SiteReplay]) -> list[Transfer]:
+    """How the values of the worst site transfer, under each input that shows it."""
+    return [failed[0].transfer, *failed[0].others] if failed else []
 
 
 def _label(kind: str, layer: LayerMeasurement) -> str:

@@ -89,7 +89,7 @@ def known_differences(layers: Sequence[LayerMeasurement], known: Collection[str]
 
 
 def _carries_damaged(entry: PassThrough) -> bool:
-    return entry.growth > thresholds.CARRIES_STREAM and transfer_kind(entry.transfer) != "scale"
+    return entry.growth > thresholds.CARRIES_STREAM and transfer_kind([entry.transfer]) != "scale"
 
 
 def _stability_evidence(layer: LayerMeasurement) -> list[Evidence]:

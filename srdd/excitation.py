@@ -13,6 +13,7 @@ REPEATS = 2
 PERTURBATION = 0.1  # of std(input), the documents' value
 OFFSET = 50.0  # in std(input); the documents' +50 for a stream of unit variance
 AMPLIFICATION_BITS = 16
+SPIKE = 4.0  # in max(abs(offset input)): above any threshold that a kernel takes from a share of the maximum
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,26 @@ def excitations(stream: torch.Tensor, layer: int, seed: int) -> Iterator[Excitat
     noise = normal(tuple(stream.shape), seed=seed, stream=stream_key("srdd.gain", layer))
     delta = (PERTURBATION * std * noise).to(stream.device)
     yield Excitation("perturbed", (wide + delta).to(stream.dtype), PERTURBATION * std)
-    offset = min(OFFSET * std, _ceiling(stream.dtype) - top)
+    offset = min(OFFSET * std, _ceiling(stream.dtype) / SPIKE - top)
     if offset > std:
-        yield Excitation("offset_up", (wide + offset).to(stream.dtype), offset)
+        yield Excitation("offset_up", _spiked(wide + offset).to(stream.dtype), offset)
         yield Excitation("offset_down", (wide - offset).to(stream.dtype), -offset)
     scale = _scale(top, stream.dtype)
     if scale >= 2:
         yield Excitation("amplified", stream * scale, scale)
+
+
+def _spiked(x: torch.Tensor) -> torch.Tensor:
+    """Every second row with a few elements far above the rest, so that each unit is the largest somewhere; as it is
+    where that would leave the range.
+    """
+    rows = x.reshape(-1, x.shape[-1]).clone()
+    top = SPIKE * float(rows.abs().max())
+    height = -(-rows.shape[0] // 2)
+    for shift in range(-(-2 * rows.shape[1] // max(height, 1))):
+        units = (torch.arange(height) + shift * height) % rows.shape[1]
+        rows[torch.arange(0, rows.shape[0], 2), units] = top
+    return rows.reshape(x.shape)
 
 
 def _scale(top: float, dtype: torch.dtype) -> float:

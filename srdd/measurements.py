@@ -11,11 +11,45 @@ NAN = math.nan
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """How values differ from what they should be, element by element. `violation` is the largest deviation over
+    its allowance, `fraction` the share of elements above it, `units` the hidden units concerned out of `width`
+    and `coverage` the share of elements violating inside them. Of the violating elements: the share that is
+    `zeroed`, the share `tied` to one magnitude, whether they are the `largest`, the common `offset` (in std of
+    the expected values) and `ratio` to the expected value, each with its relative spread. `size` is the root
+    mean square deviation over that of the expected values. Further, of the violating elements: the share `constant`
+    at one signed value, whether they are `diverse` (several, expected to differ as much as all do), and the share
+    that turning over `one_bit` repairs, whose mean level is `bit_level`; `spared_large` says whether larger elements
+    of the same units came through.
+    """
+
+    violation: float
+    fraction: float
+    units: int
+    width: int
+    coverage: float
+    zeroed: float
+    tied: float
+    largest: bool
+    offset: float
+    offset_spread: float
+    ratio: float
+    ratio_spread: float
+    size: float
+    constant: float = 0.0
+    diverse: bool = False
+    one_bit: float = 0.0
+    bit_level: float = NAN
+    spared_large: bool = False
+
+
+@dataclass(frozen=True)
 class Stability:
     """Same input, `trials` runs. `spread` is the largest std of a difference from the first run, as a share of
     std(output). `unit` is the largest root mean square over one hidden unit, and `element` the largest single
     difference, both in units of the rounding error expected there. `changed` is the share of elements, in the
-    units concerned, that moved by more than rounding.
+    units concerned, that moved by more than rounding. `glitch` is there when two runs agreed bit for bit and another
+    did not: how that one's values transfer.
     """
 
     trials: int
@@ -23,6 +57,7 @@ class Stability:
     unit: float
     element: float
     changed: float
+    glitch: Transfer | None = None
 
 
 @dataclass(frozen=True)
@@ -58,31 +93,6 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """How values differ from what they should be, element by element. `violation` is the largest deviation over
-    its allowance, `fraction` the share of elements above it, `units` the hidden units concerned out of `width`
-    and `coverage` the share of elements violating inside them. Of the violating elements: the share that is
-    `zeroed`, the share `tied` to one magnitude, whether they are the `largest`, the common `offset` (in std of
-    the expected values) and `ratio` to the expected value, each with its relative spread. `size` is the root
-    mean square deviation over that of the expected values.
-    """
-
-    violation: float
-    fraction: float
-    units: int
-    width: int
-    coverage: float
-    zeroed: float
-    tied: float
-    largest: bool
-    offset: float
-    offset_spread: float
-    ratio: float
-    ratio_spread: float
-    size: float
-
-
-@dataclass(frozen=True)
 class PassThrough:
     """How an amplified input passes through a layer: its `transfer` compared with the input itself, and
     `growth`, rms(output) / rms(input) at that scale: 1 for a residual block, near 0 for a layer that normalises
@@ -98,7 +108,7 @@ class SiteReplay:
     """Host replay of one module or operator below a layer, over all its calls and excitations, the worst of
     them kept. `site` is the module's full name, `operator` the catalogue name of a single operator inside it
     ("" for the module's own result), `excitation` the input under which `transfer` was worst, `depth` how far
-    below the layer it lies.
+    below the layer it lies. `others` are the violating transfers under further inputs.
     """
 
     site: str
@@ -106,6 +116,7 @@ class SiteReplay:
     excitation: str
     depth: int
     transfer: Transfer
+    others: tuple[Transfer, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ _CAUSE = {
     "noise": "the same input gives another output each time: suspect a race or an unstable unit; check clocks",
     "spike": "single elements jump at random: suspect bit flips; run the vendor's memory test",
     "non_determinism": "runs differ by more than rounding: switch deterministic kernels on and repeat",
+    "stuck_at": "units return one value whatever goes in: suspect a stuck bit, lane or buffer",
     "scale": "values come back multiplied by a constant: suspect a wrong scale or epsilon",
     "sign_flip": "values come back with the other sign: suspect a stuck sign bit",
     "non_finite": "NaN or infinity appears here first: suspect overflow; look at the inputs' size and the dtype",
-    "bit_flip": "a bit of a weight in device memory differs from the checkpoint: suspect the memory or its path",
+    "bit_flip": "a bit is turned over: suspect the memory or its path",
     "weight_damage": "weights in device memory differ from the checkpoint: suspect a bad copy or the wrong file",
     "corruption": "values are altered without a simple pattern",
 }

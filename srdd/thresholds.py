@@ -38,3 +38,4 @@ NOISE_SPREAD = 0.1  # below a tenth of the signal, run-to-run differences are ca
 PURE = 0.9
 SPREAD = 0.1
 COVERED = 0.5
+FILLED = 0.95

@@ -29,7 +29,7 @@ def _small_signal_gain(samples: LayerSamples) -> float:
 
 def _offset_response(samples: LayerSamples) -> tuple[float, float, int]:
     shifts = [
-        (samples.others[name].output - samples.output) / samples.others[name].size
+        (samples.others[name].output - samples.output) / (samples.others[name].stream - samples.stream)
         for name in ("offset_up", "offset_down")
         if name in samples.others
     ]

@@ -26,7 +26,7 @@ def measure_pass_through(samples: LayerSamples) -> PassThrough | None:
     allowance = allowance + UPDATE * float(np.abs(samples.update).max())
     growth = _rms(amplified.output) / max(_rms(amplified.stream), TINY)
     return PassThrough(
-        transfer=describe_transfer(amplified.stream, amplified.output, allowance),
+        transfer=describe_transfer(amplified.stream, amplified.output, allowance, samples.unit_roundoff),
         growth=growth if np.isfinite(growth) else float("nan"),
     )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 
-from srdd.measurements import Stability
+from srdd.measurements import Stability, Transfer
 from srdd.probes.samples import TINY, Array, LayerSamples
+from srdd.probes.transfer import describe_transfer
 
 BEYOND = 1e60  # stands for a difference that is not finite; its square is still a float64
 
@@ -24,13 +27,24 @@ def measure_stability(samples: LayerSamples) -> Stability:
     spread = max(float(np.std(difference)) for difference in differences)
     moved = np.max(scaled, axis=0) > 1
     concerned = moved.any(axis=0)
+    glitch = _glitch([first, *(repeat.output for repeat in repeats)], allowance, samples.unit_roundoff)
     return Stability(
         trials=len(repeats) + 1,
         spread=spread / max(float(np.std(first)), TINY),
         unit=float(unit.max()),
         element=float(np.max(scaled)),
         changed=float(moved[:, concerned].mean()) if concerned.any() else 0.0,
+        glitch=glitch if glitch and glitch.violation > 1 else None,
     )
+
+
+def _glitch(runs: list[Array], allowance: Array, roundoff: float) -> Transfer | None:
+    """The run furthest from the two that agree bit for bit; None where no two do."""
+    agreed = next((one for one, other in combinations(runs, 2) if np.array_equal(one, other, equal_nan=True)), None)
+    if agreed is None:
+        return None
+    transfers = [describe_transfer(agreed, run, allowance, roundoff) for run in runs]
+    return max(transfers, key=lambda transfer: transfer.violation)
 
 
 def _finite(difference: Array) -> Array:

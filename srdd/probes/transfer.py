@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from srdd.measurements import NAN, Transfer
+from srdd.probes.bit_repair import repaired_by_one_bit
 from srdd.probes.samples import TINY, Array
 
+WHOLE = 0.5  # more than half of a row or a unit counts as all of it
+DIVERSE = 8  # elements from which on their spread says something
 
-def describe_transfer(expected: Array, actual: Array, allowance: Array) -> Transfer:
+
+def describe_transfer(expected: Array, actual: Array, allowance: Array, roundoff: float) -> Transfer:
     """The deviation of `actual` from `expected`, both [rows, units], in units of `allowance`, and the shape of
-    the transfer curve over the elements that exceed it. Where one is not finite and the other is, the deviation
-    is infinite; two values that are not finite agree.
+    the transfer curve over the elements that exceed it. `roundoff` is the unit roundoff of the dtype that `actual`
+    was held in. Where one is not finite and the other is, the deviation is infinite; two values that are not
+    finite agree.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         error = actual - expected
@@ -25,6 +31,7 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array) -> Trans
     units = violating.any(axis=0)
     x, y = expected[violating], actual[violating]
     others = np.abs(expected[:, units][~violating[:, units]])
+    repaired = repaired_by_one_bit(x, y, roundoff)
     scale = float(np.std(expected, where=np.isfinite(expected))) if np.isfinite(expected).any() else 0.0
     offset, offset_spread = _centre(error[violating] / max(scale, TINY))
     ratio, ratio_spread = _centre(y[x != 0] / x[x != 0])
@@ -33,7 +40,7 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array) -> Trans
         fraction=float(violating.mean()),
         units=int(units.sum()),
         width=int(units.size),
-        coverage=float(violating[:, units].mean()),
+        coverage=_coverage(violating),
         zeroed=float((y == 0).mean()),
         tied=_tied(y),
         largest=bool(others.size == 0 or np.abs(x).min() >= others.max()),
@@ -42,6 +49,11 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array) -> Trans
         ratio=ratio,
         ratio_spread=ratio_spread,
         size=_rms(error[violating]) / max(_rms(expected), TINY),
+        constant=_constant(y),
+        diverse=bool(x.size >= DIVERSE and _spread(x) > 0.5 * _spread(expected)),
+        one_bit=repaired.share,
+        bit_level=repaired.level,
+        spared_large=bool(others.size and others.max() > np.abs(x).max()),
     )
 
 
@@ -58,6 +70,23 @@ def _centre(values: Array) -> tuple[float, float]:
 def _rms(values: Array) -> float:
     finite = values[np.isfinite(values)]
     return float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
+
+
+def _coverage(violating: NDArray[np.bool_]) -> float:
+    """The share violating inside the units concerned, or inside the rows concerned where it fills those instead."""
+    units = float(violating[:, violating.any(axis=0)].mean())
+    rows = float(violating[violating.any(axis=1)].mean())
+    return rows if rows > WHOLE else units
+
+
+def _spread(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.std(finite)) if finite.size else 0.0
+
+
+def _constant(values: Array) -> float:
+    _, counts = np.unique(values, return_counts=True)
+    return float(counts.max() / values.size)
 
 
 def _tied(values: Array) -> float:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ACCUMULATOR = 2.0**-24  # unit roundoff of the float32 in which every supported device accumulates
+
+LARGE = 2.0**48  # its square, summed over 2**30 terms, is still a float32
 
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -38,7 +40,13 @@ _REDUCTIONS = frozenset({"sum", "mean", "var", "var_mean", "linalg_vector_norm",
 
 
 class WideArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
-    """Run in float64 throughout: conversions to a narrower floating-point dtype keep the width."""
+    """Run in float64 throughout: conversions to a narrower floating-point dtype keep the width. With `overflowing`,
+    what is beyond float32 becomes infinite, as in the device's accumulators.
+    """
+
+    def __init__(self, overflowing: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self._overflowing = overflowing
 
     def __torch_dispatch__(
         self,
@@ -52,19 +60,23 @@ class WideArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
 
     def finish(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:
         """The result as this arithmetic leaves it."""
+        if self._overflowing and isinstance(result, torch.Tensor) and result.is_floating_point() and not func.is_view:
+            beyond = result.abs() > torch.finfo(torch.float32).max
+            return torch.where(beyond, result.sign() * torch.inf, result)
         return result
 
 
 class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as above
     """Float64 with the device's roundings drawn at random: unit roundoff `roundoff`, drawn by `generator`."""
 
-    def __init__(self, roundoff: float, generator: torch.Generator) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+    def __init__(self, roundoff: float, generator: torch.Generator, overflowing: bool = False) -> None:
+        super().__init__(overflowing)
         self._roundoff = roundoff
         self._generator = generator
 
     def finish(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:
         """The result with each of its floating-point tensors disturbed."""
+        result = super().finish(func, args, result)
         name = func._schema.name.removeprefix("aten::")
         if func.is_view or name in _EXACT:
             return result
@@ -112,7 +124,8 @@ def _accumulation_spread(name: str, args: tuple[Any, ...], value: torch.Tensor) 
     if name in _PRODUCTS:
         return product_spread(*args[-2:])
     if name in _CANCELLING:
-        return 2 * ACCUMULATOR * args[0].abs()
+        size: torch.Tensor = args[0].abs()
+        return 2 * ACCUMULATOR * size
     if name == "native_layer_norm" and value.shape == args[0].shape:
         return _layer_norm_spread(value, *args[:4])
     if name in _REDUCTIONS:
@@ -162,14 +175,21 @@ def _widened(kwargs: dict[str, Any], args: tuple[Any, ...]) -> dict[str, Any]:
 Draw = Callable[[WideArithmetic], list[torch.Tensor]]
 
 
-def rounding_spread(run: Draw, exact: list[torch.Tensor], roundoff: float, draws: int, seed: int) -> list[torch.Tensor]:
+def may_overflow(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether values are so large that products and sums of them may leave float32."""
+    return any(bool((tensor.abs() > LARGE).any()) for tensor in tensors if tensor.is_floating_point())
+
+
+def rounding_spread(
+    run: Draw, exact: list[torch.Tensor], roundoff: float, draws: int, seed: int, overflowing: bool = False
+) -> list[torch.Tensor]:
     """The root mean square deviation of `run(arithmetic)` from its `exact` values over `draws` runs with random
     roundings, one tensor for each. `run` must return new tensors of the same shapes each time.
     """
     squares = [torch.zeros_like(value) for value in exact]
     generator = torch.Generator().manual_seed(seed)
     for _ in range(draws):
-        drawn = run(RoundedArithmetic(roundoff, generator))
+        drawn = run(RoundedArithmetic(roundoff, generator, overflowing))
         squares = [
             total + (value - centre).square() for total, value, centre in zip(squares, drawn, exact, strict=True)
         ]

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from srdd.measurements import Transfer
 from srdd.probes.samples import Array, to_host
 from srdd.probes.transfer import describe_transfer
-from srdd.replay.arithmetic import WideArithmetic, rounding_spread, widened
+from srdd.replay.arithmetic import WideArithmetic, may_overflow, rounding_spread, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
 from srdd.replay.module import Replay, replay_module
 
@@ -52,9 +52,14 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: 
         with torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH):
             return tensors_in(call.function(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened)))
 
-    exact = run(WideArithmetic())  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
+    overflowing = may_overflow([*tensors_in(call.args), *tensors_in(call.kwargs)])
+    exact = run(WideArithmetic(overflowing))
     roundoff = float(torch.finfo(dtype).eps) / 2
-    replay = Replay(exact, tensors_in(call.result), lambda draws: rounding_spread(run, exact, roundoff, draws, seed))
+    replay = Replay(
+        exact,
+        tensors_in(call.result),
+        lambda draws: rounding_spread(run, exact, roundoff, draws, seed, overflowing),
+    )
     return Comparison(call.module, call.name, _worst(replay, dtype, draws))
 
 
@@ -76,7 +81,12 @@ def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer
 
 def _worst_given(replay: Replay, spread: list[torch.Tensor], dtype: torch.dtype) -> Transfer:
     transfers = [
-        describe_transfer(_rows(value), _rows(returned), _allowance(_rows(value), _rows(deviation), dtype))
+        describe_transfer(
+            _rows(value),
+            _rows(returned),
+            _allowance(_rows(value), _rows(deviation), dtype),
+            float(torch.finfo(dtype).eps) / 2,
+        )
         for value, deviation, returned in zip(replay.exact, spread, replay.actual, strict=True)
         if value.numel()
     ]

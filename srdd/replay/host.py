@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from srdd.replay.weights import damaged_weights, outside
 from srdd.walk import LayerVisit
 
 AMPLIFICATION = -(2.0**6)  # of a submodule's input: larger than its data, and of the other sign
+TINY = 2.0**-10  # root mean square of a row whose square is what normalisations add an epsilon to
 
 
 class HostReplay:
@@ -34,7 +36,7 @@ class HostReplay:
         self._seed = seed
         self._outside = outside(model, stack)
         self._last = len(stack) - 1
-        self._worst: dict[tuple[str, str], tuple[str, Comparison]] = {}
+        self._found: dict[tuple[str, str], list[tuple[str, Comparison]]] = defaultdict(list)
         self._clean: nn.Module | None = None
         self._own_run: ModuleCall | None = None
 
@@ -49,14 +51,14 @@ class HostReplay:
             self._compare_tree(visit, tree, excitation)
 
     def excite_submodules(self, visit: LayerVisit) -> int:
-        """Run each innermost module of the layer on an amplified copy of its own input, and each direct part on
-        a spiked one, and replay those runs; returns how many times the layer's work was done.
+        """Run each innermost module of the layer on its own input with rows amplified and rows made tiny, and each
+        direct part on a spiked one, and replay those runs; returns how many times the layer's work was done.
         """
         if self._own_run is None:
             return 0
         # Only innermost modules are amplified: an attention whose scores grow by the square is too near a tie to judge.
         for call in [call for call in self._own_run.walk() if not call.children]:
-            self._excite(visit, call, "amplified part", _amplified)
+            self._excite(visit, call, "amplified and tiny part", _amplified_and_tiny)
         for call in self._own_run.children:
             self._excite(visit, call, "spiked part", _spiked)
         return 2
@@ -77,17 +79,9 @@ class HostReplay:
 
     def finish(self, visit: LayerVisit) -> tuple[SiteReplay, ...]:
         """The worst result of each site of the layer just replayed, the layer's own first."""
-        rows = [
-            SiteReplay(
-                site=f"{visit.site}.{name}" if name else visit.site,
-                operator=operator,
-                excitation=excitation,
-                depth=name.count(".") + 1 if name else 0,
-                transfer=comparison.transfer,
-            )
-            for (name, operator), (excitation, comparison) in self._worst.items()
-        ]
-        self._worst, self._clean, self._own_run = {}, None, None
+        rows = [_site_replay(visit.site, *place, found) for place, found in self._found.items()]
+        self._clean, self._own_run = None, None
+        self._found.clear()
         return tuple(sorted(rows, key=lambda row: (row.depth, row.site, row.operator)))
 
     def _excite(
@@ -116,13 +110,24 @@ class HostReplay:
 
     def _accused(self, name: str) -> bool:
         """Whether the module already differs under another input: then there is no doubt left to draw away."""
-        kept = self._worst.get((name, ""))
-        return kept is not None and kept[1].transfer.violation > 1
+        return any(entry.transfer.violation > 1 for _, entry in self._found.get((name, ""), ()))
 
     def _keep(self, comparison: Comparison, excitation: str) -> None:
-        key = (comparison.name, comparison.operator)
-        if key not in self._worst or comparison.transfer.violation > self._worst[key][1].transfer.violation:
-            self._worst[key] = (excitation, comparison)
+        self._found[comparison.name, comparison.operator].append((excitation, comparison))
+
+
+def _site_replay(layer: str, name: str, operator: str, found: list[tuple[str, Comparison]]) -> SiteReplay:
+    """The worst of a place's comparisons, with the transfers of those that violate under other inputs."""
+    excitation, worst = max(found, key=lambda entry: entry[1].transfer.violation)
+    others = [entry.transfer for _, entry in found if entry is not worst and entry.transfer.violation > 1]
+    return SiteReplay(
+        site=f"{layer}.{name}" if name else layer,
+        operator=operator,
+        excitation=excitation,
+        depth=name.count(".") + 1 if name else 0,
+        transfer=worst.transfer,
+        others=tuple(others),
+    )
 
 
 def _with_changed_activation(
@@ -147,12 +152,17 @@ def _with_changed_activation(
     return (), map_tensors(kwargs, restore)
 
 
-def _amplified(x: torch.Tensor) -> torch.Tensor:
-    top = float(x.float().abs().max())
+def _amplified_and_tiny(x: torch.Tensor) -> torch.Tensor:
+    """Three rows of four amplified, each fourth made so small that a wrong epsilon shows."""
+    wide = x.float()
+    top = float(wide.abs().max())
     scale = AMPLIFICATION
     while abs(scale) * top > torch.finfo(x.dtype).max / 64 and abs(scale) > 1:
         scale /= 2
-    return x * scale
+    result = (wide * scale).reshape(-1, x.shape[-1])
+    rows = wide.reshape(-1, x.shape[-1])[1::4]
+    result[1::4] = rows * (TINY / rows.square().mean(-1, keepdim=True).sqrt().clamp_min(TINY))
+    return result.reshape(x.shape).to(x.dtype)
 
 
 def _spiked(x: torch.Tensor) -> torch.Tensor:

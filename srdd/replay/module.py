@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hal.errors import HalError
-from srdd.replay.arithmetic import Draw, WideArithmetic, product_spread, rounding_spread, widened
+from srdd.replay.arithmetic import Draw, WideArithmetic, may_overflow, product_spread, rounding_spread, widened
 from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
 
 
@@ -51,10 +51,11 @@ def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int
 
 
 def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: list[torch.Tensor]) -> Replay:
-    exact = run(WideArithmetic())  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
+    overflowing = may_overflow([*tensors_in(call.args), *tensors_in(call.kwargs), *actual])
+    exact = run(WideArithmetic(overflowing))
     if len(exact) != len(actual) or any(a.shape != b.shape for a, b in zip(exact, actual, strict=True)):
         raise ReplayDivergedError(f"'{call.name}' gives other tensors on the host than on the device")
-    return Replay(exact, actual, lambda draws: rounding_spread(run, exact, roundoff, draws, seed))
+    return Replay(exact, actual, lambda draws: rounding_spread(run, exact, roundoff, draws, seed, overflowing))
 
 
 def _run_own(call: ModuleCall, clean: nn.Module, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -169,20 +170,33 @@ def _from_json(document: dict[str, Any]) -> Report:
 
 
 def _layer_from(row: dict[str, Any]) -> LayerMeasurement:
-    measured = {name: _with_nan(values) if values else None for name, values in row["measured"].items()}
+    measured = {name: _with_nan(values, {"glitch"}) if values else None for name, values in row["measured"].items()}
     stability, gain, shape = measured["stability"], measured["gain"], measured["shape"]
     return LayerMeasurement(
         index=row["index"],
         site=row["site"],
         finite_input=row["finite_input"],
         finite_output=row["finite_output"],
-        stability=Stability(**stability) if stability else None,
+        stability=_stability_from(stability),
         gain=Gain(**gain) if gain else None,
         shape=Shape(**shape) if shape else None,
         pass_through=_with_transfer(PassThrough, measured["pass_through"]),
-        replay=None if row["replay"] is None else tuple(_with_transfer(SiteReplay, site) for site in row["replay"]),
+        replay=None if row["replay"] is None else tuple(_site_from(site) for site in row["replay"]),
         weights=None if row["weights"] is None else tuple(_weight_from(entry) for entry in row["weights"]),
     )
+
+
+def _stability_from(values: dict[str, Any] | None) -> Stability | None:
+    if values is None:
+        return None
+    glitch = values["glitch"]
+    return Stability(**{**values, "glitch": None if glitch is None else Transfer(**_with_nan(glitch))})
+
+
+def _site_from(values: dict[str, Any]) -> SiteReplay:
+    others = tuple(Transfer(**_with_nan(entry)) for entry in values["others"])
+    site: SiteReplay = _with_transfer(SiteReplay, {**values, "others": others})
+    return site
 
 
 def _weight_from(entry: dict[str, Any]) -> WeightDamage:
@@ -195,8 +209,8 @@ def _with_transfer(kind: Any, values: dict[str, Any] | None) -> Any:
     return kind(**{**_with_nan(values), "transfer": Transfer(**_with_nan(values["transfer"]))})
 
 
-def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: math.nan if value is None else value for key, value in values.items()}
+def _with_nan(values: dict[str, Any], optional: Collection[str] = ()) -> dict[str, Any]:
+    return {key: math.nan if value is None and key not in optional else value for key, value in values.items()}
 
 
 def _finding_from(entry: dict[str, Any]) -> Finding:

@@ -1,0 +1,52 @@
+"""Would turning over a single bit put a wrong value right?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from srdd.measurements import NAN
+from srdd.probes.samples import Array
+
+SAMPLE = 4096  # violating elements looked at: the share needs no more
+# What the value may miss by once its bit is put right: the healthy value's own last roundings.
+ROUNDINGS = 2.0
+
+_FORMATS = {
+    2.0**-8: (torch.bfloat16, torch.int16),
+    2.0**-11: (torch.float16, torch.int16),
+    2.0**-24: (torch.float32, torch.int32),
+}
+
+
+@dataclass(frozen=True)
+class BitRepair:
+    """The `share` of values that one bit repairs, and the mean `level` that this bit has in them (NaN for none)."""
+
+    share: float
+    level: float
+
+
+def repaired_by_one_bit(expected: Array, actual: Array, roundoff: float) -> BitRepair:
+    """Try every bit of every value of `actual`, [n], held in the dtype of unit `roundoff`: how many come within
+    rounding of `expected` when one is turned over. Other dtypes are not tried.
+    """
+    if roundoff not in _FORMATS or not actual.size:
+        return BitRepair(0.0, NAN)
+    dtype, integer = _FORMATS[roundoff]
+    stride = -(-actual.size // SAMPLE)
+    wanted, held = expected[::stride], torch.from_numpy(np.ascontiguousarray(actual[::stride])).to(dtype).view(integer)
+    best, level = np.full(wanted.shape, np.inf), np.zeros(wanted.shape)
+    for bit in range(8 * held.element_size()):
+        pattern = torch.tensor(1, dtype=torch.int64).bitwise_left_shift(bit).to(integer)
+        turned = (held ^ pattern).view(dtype).double().numpy()
+        with np.errstate(invalid="ignore", over="ignore"):
+            miss = np.abs(turned - wanted)
+        better = miss < best
+        best = np.where(better, miss, best)
+        level = np.where(better, ((held & pattern) != 0).numpy(), level)
+    limit = ROUNDINGS * 2 * roundoff * np.abs(wanted) + float(torch.finfo(dtype).smallest_normal)
+    right = best <= limit
+    return BitRepair(float(right.mean()), float(level[right].mean()) if right.any() else NAN)
