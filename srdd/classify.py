@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from srdd import thresholds
-from srdd.measurements import Stability, Transfer, WeightDamage
+from srdd.measurements import LayerMeasurement, SiteReplay, Stability, Transfer, WeightDamage
 
 # Where several kinds explain what was seen, the more special one is named.
 _PRIORITY = (
@@ -18,6 +18,39 @@ _PRIORITY = (
     "bias",
     "scale",
 )
+
+
+def layer_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequence[SiteReplay]) -> str:
+    """The kind of fault of a layer that `probes` accuse and whose replay `failed` at these sites, worst first."""
+    if "finite" in probes:
+        kind = transfer_kind(_transfers(failed))
+        return kind if kind == "bit_flip" else "non_finite"
+    if layer.stability and not {"instability", "instability_element"}.isdisjoint(probes):
+        return stability_kind(layer.stability, failed[0].transfer if failed else None)
+    kind = _deterministic_kind(layer, probes, failed)
+    return "rounding" if kind == "corruption" and "rounding_drift" in probes else kind
+
+
+def _deterministic_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequence[SiteReplay]) -> str:
+    if layer.pass_through and "pass_through" in probes:
+        own = [site for site in failed if site.site == layer.site and not site.operator]
+        return transfer_kind([layer.pass_through.transfer, *_transfers(own)])
+    if failed:
+        kind = transfer_kind(_transfers(failed))
+        return "wrong_constant" if kind == "scale" and _only_when_tiny(failed[0]) else kind
+    if "rounding_drift" in probes:
+        return "rounding"
+    return "saturation" if "multiplicity" in probes else "dead_zone"
+
+
+def _transfers(failed: Sequence[SiteReplay]) -> list[Transfer]:
+    """How the values of the worst site transfer, under each input that shows it."""
+    return [failed[0].transfer, *failed[0].others] if failed else []
+
+
+def _only_when_tiny(site: SiteReplay) -> bool:
+    """Whether the site differs for no input but tiny rows, where an added epsilon matters."""
+    return "tiny" in site.excitation and not site.others and site.transfer.fraction < thresholds.COVERED
 
 
 def stability_kind(stability: Stability, replay: Transfer | None) -> str:

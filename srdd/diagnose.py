@@ -9,9 +9,9 @@ from itertools import pairwise
 from statistics import median
 
 from srdd import thresholds
-from srdd.classify import stability_kind, transfer_kind, weight_kind
-from srdd.evidence import Evidence, carries_stream, known_differences, violating_sites, weigh
-from srdd.measurements import LayerMeasurement, Measurements, SiteReplay, Transfer
+from srdd.classify import layer_kind, weight_kind
+from srdd.evidence import Evidence, carries_stream, known_differences, leaning_site, violating_sites, weigh
+from srdd.measurements import LayerMeasurement, Measurements, SiteReplay
 from srdd.suggest import describe_damage, suggestion
 
 
@@ -91,7 +91,7 @@ def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: 
     damaged = max(layer.weights or (), key=lambda damage: damage.elements, default=None)
     if damaged is None:
         (site, operator), detail = _place(layer, failed), ""
-        kind = _kind(layer, {entry.probe for entry in alarms}, failed)
+        kind = layer_kind(layer, {entry.probe for entry in alarms}, failed)
     else:
         site, operator, detail = damaged.name.rpartition(".")[0], "", describe_damage(damaged)
         kind = weight_kind(damaged)
@@ -115,7 +115,8 @@ def _place(layer: LayerMeasurement, failed: list[SiteReplay]) -> tuple[str, str]
     if not layer.finite_input:
         return f"input of {layer.site}", ""
     if not failed:
-        return layer.site, ""
+        leaning = leaning_site(layer)
+        return leaning.site if leaning and leaning.drift > thresholds.DRIFT else layer.site, ""
     operators = [entry for entry in failed if entry.operator]
     if operators and len({entry.operator for entry in operators}) == 1:
         return _common_site([entry.site for entry in operators]), operators[0].operator
@@ -131,25 +132,6 @@ def _common_site(sites: list[str]) -> str:
     while all(len(other) > shared and other[shared] == first[shared] for other in others):
         shared += 1
     return ".".join(first[:shared])
-
-
-def _kind(layer: LayerMeasurement, probes: set[str], failed: list[SiteReplay]) -> str:
-    if "finite" in probes:
-        kind = transfer_kind(_transfers(failed))
-        return kind if kind == "bit_flip" else "non_finite"
-    if layer.stability and probes & {"instability", "instability_element"}:
-        return stability_kind(layer.stability, failed[0].transfer if failed else None)
-    if layer.pass_through and "pass_through" in probes:
-        own = [site for site in failed if site.site == layer.site and not site.operator]
-        return transfer_kind([layer.pass_through.transfer, *_transfers(own)])
-    if failed:
-        return transfer_kind(_transfers(failed))
-    return "saturation" if "multiplicity" in probes else "dead_zone"
-
-
-def _transfers(failed: Sequence[SiteReplay]) -> list[Transfer]:
-    """How the values of the worst site transfer, under each input that shows it."""
-    return [failed[0].transfer, *failed[0].others] if failed else []
 
 
 def _label(kind: str, layer: LayerMeasurement) -> str:

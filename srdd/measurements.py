@@ -16,7 +16,8 @@ class Transfer:
     its allowance, `fraction` the share of elements above it, `units` the hidden units concerned out of `width`
     and `coverage` the share of elements violating inside them. Of the violating elements: the share that is
     `zeroed`, the share `tied` to one magnitude, whether they are the `largest`, the common `offset` (in std of
-    the expected values) and `ratio` to the expected value, each with its relative spread. `size` is the root
+    the expected values) and `ratio` to the expected value, each with its spread as a share of what it is off by. `size`
+    is the root
     mean square deviation over that of the expected values. Further, of the violating elements: the share `constant`
     at one signed value, whether they are `diverse` (several, expected to differ as much as all do), and the share
     that turning over `one_bit` repairs, whose mean level is `bit_level`; `spared_large` says whether larger elements
@@ -108,7 +109,8 @@ class SiteReplay:
     """Host replay of one module or operator below a layer, over all its calls and excitations, the worst of
     them kept. `site` is the module's full name, `operator` the catalogue name of a single operator inside it
     ("" for the module's own result), `excitation` the input under which `transfer` was worst, `depth` how far
-    below the layer it lies. `others` are the violating transfers under further inputs.
+    below the layer it lies. `others` are the violating transfers under further inputs. `drift` says how far roundings
+    lean one way, towards zero or away from it, in units of what chance allows (NaN where that was not asked).
     """
 
     site: str
@@ -117,6 +119,7 @@ class SiteReplay:
     depth: int
     transfer: Transfer
     others: tuple[Transfer, ...] = ()
+    drift: float = NAN
 
 
 @dataclass(frozen=True)

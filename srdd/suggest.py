@@ -8,6 +8,8 @@ _CAUSE = {
     "dead_zone": "small values come back as zero: suspect underflow, a 4-bit format or a flushed subnormal",
     "saturation": "large values are cut off: suspect an overflow mode, a clamp or a narrow accumulator",
     "bias": "a constant is added: suspect a rounding mode, a stale buffer or a wrong bias weight",
+    "rounding": "roundings lean one way: suspect truncation instead of rounding to nearest",
+    "wrong_constant": "results are off for tiny inputs only: suspect a wrong epsilon; compare the configurations",
     "noise": "the same input gives another output each time: suspect a race or an unstable unit; check clocks",
     "spike": "single elements jump at random: suspect bit flips; run the vendor's memory test",
     "non_determinism": "runs differ by more than rounding: switch deterministic kernels on and repeat",

@@ -17,6 +17,9 @@ CARRIES_STREAM = 0.5
 # Host replay. The statistic is a deviation over what rounding may do to that element (srdd/replay/compare.py).
 REPLAY = 1.0
 
+# Roundings that lean one way: the statistic is already in units of what is allowed (srdd/replay/drift.py).
+DRIFT = 1.0
+
 # Weights are compared bit for bit: one differing element is damage.
 WEIGHT_ELEMENTS = 0.5
 

@@ -12,7 +12,7 @@ from srdd.probes.samples import Array
 
 SAMPLE = 4096  # violating elements looked at: the share needs no more
 # What the value may miss by once its bit is put right: the healthy value's own last roundings.
-ROUNDINGS = 2.0
+ROUNDINGS = 1.0
 
 _FORMATS = {
     2.0**-8: (torch.bfloat16, torch.int16),

@@ -19,22 +19,20 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array, roundoff
     was held in. Where one is not finite and the other is, the deviation is infinite; two values that are not
     finite agree.
     """
+    excess = _excess(expected, actual, allowance)
+    worst = _capped(excess)
+    if worst <= 1:
+        return no_violation(worst, int(excess.shape[-1]))
+    violating = excess > 1
     with np.errstate(invalid="ignore", over="ignore"):
         error = actual - expected
-        excess = np.abs(error) / np.maximum(allowance, TINY)
-    finite = np.isfinite(expected) & np.isfinite(actual)
-    excess = np.where(finite, excess, np.where(np.isfinite(expected) == np.isfinite(actual), 0.0, np.inf))
-    worst = float(np.minimum(excess.max(initial=0.0), 1e12))
-    violating = excess > 1
-    if worst <= 1:
-        return Transfer(worst, 0.0, 0, int(violating.shape[-1]), 0.0, 0.0, 0.0, False, NAN, NAN, NAN, NAN, 0.0)
     units = violating.any(axis=0)
     x, y = expected[violating], actual[violating]
     others = np.abs(expected[:, units][~violating[:, units]])
     repaired = repaired_by_one_bit(x, y, roundoff)
     scale = float(np.std(expected, where=np.isfinite(expected))) if np.isfinite(expected).any() else 0.0
-    offset, offset_spread = _centre(error[violating] / max(scale, TINY))
-    ratio, ratio_spread = _centre(y[x != 0] / x[x != 0])
+    offset, offset_deviation = _centre(error[violating] / max(scale, TINY))
+    ratio, ratio_deviation = _centre(y[x != 0] / x[x != 0])
     return Transfer(
         violation=worst,
         fraction=float(violating.mean()),
@@ -45,9 +43,9 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array, roundoff
         tied=_tied(y),
         largest=bool(others.size == 0 or np.abs(x).min() >= others.max()),
         offset=offset,
-        offset_spread=offset_spread,
+        offset_spread=_relative(offset_deviation, abs(offset)),
         ratio=ratio,
-        ratio_spread=ratio_spread,
+        ratio_spread=_relative(ratio_deviation, min(abs(ratio), abs(ratio - 1))),
         size=_rms(error[violating]) / max(_rms(expected), TINY),
         constant=_constant(y),
         diverse=bool(x.size >= DIVERSE and _spread(x) > 0.5 * _spread(expected)),
@@ -57,14 +55,41 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array, roundoff
     )
 
 
+def largest_excess(expected: Array, actual: Array, allowance: Array) -> float:
+    """The `violation` of the transfer alone."""
+    return _capped(_excess(expected, actual, allowance))
+
+
+def no_violation(share: float, width: int) -> Transfer:
+    """The transfer of values that all stay within their allowance, by this `share` of it at most."""
+    return Transfer(share, 0.0, 0, width, 0.0, 0.0, 0.0, False, NAN, NAN, NAN, NAN, 0.0)
+
+
+def _excess(expected: Array, actual: Array, allowance: Array) -> Array:
+    with np.errstate(invalid="ignore", over="ignore"):
+        excess: Array = np.abs(actual - expected) / np.maximum(allowance, TINY)
+    if np.isfinite(excess).all():
+        return excess
+    finite = np.isfinite(expected), np.isfinite(actual)
+    agree = (finite[0] == finite[1]) | np.isinf(allowance)
+    return np.where(finite[0] & finite[1], excess, np.where(agree, 0.0, np.inf))
+
+
+def _capped(excess: Array) -> float:
+    return float(np.minimum(excess.max(initial=0.0), 1e12))
+
+
 def _centre(values: Array) -> tuple[float, float]:
-    """Median, and median absolute deviation over the median's magnitude."""
+    """Median, and median absolute deviation from it."""
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return float("nan"), float("nan")
     middle = float(np.median(finite))
-    deviation = float(np.median(np.abs(finite - middle)))
-    return middle, deviation / abs(middle) if middle else float("inf")
+    return middle, float(np.median(np.abs(finite - middle)))
+
+
+def _relative(deviation: float, size: float) -> float:
+    return deviation / size if size else float("inf")
 
 
 def _rms(values: Array) -> float:

@@ -34,6 +34,7 @@ _EXACT_NAMES = (
 )
 _EXACT = frozenset(_EXACT_NAMES.split())
 # Fused functions that subtract inside: their absolute error follows the input, not the small result.
+_IEEE = frozenset({"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"})
 _CANCELLING = frozenset({"gelu", "mish", "softplus", "elu"})
 _PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm"})
 _REDUCTIONS = frozenset({"sum", "mean", "var", "var_mean", "linalg_vector_norm", "norm", "cumsum", "std"})
@@ -64,6 +65,26 @@ class WideArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
             beyond = result.abs() > torch.finfo(torch.float32).max
             return torch.where(beyond, result.sign() * torch.inf, result)
         return result
+
+
+class OnlyIEEE(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as above
+    """Notes whether the operators run are `only` such whose result IEEE 754 fixes to the last bit."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self.only = True
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run `func` as it is."""
+        name = func._schema.name.removeprefix("aten::")
+        self.only = self.only and (func.is_view or name in _EXACT or name in _IEEE)
+        return func(*args, **(kwargs or {}))
 
 
 class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as above
@@ -180,17 +201,25 @@ def may_overflow(tensors: Iterable[torch.Tensor]) -> bool:
     return any(bool((tensor.abs() > LARGE).any()) for tensor in tensors if tensor.is_floating_point())
 
 
-def rounding_spread(
-    run: Draw, exact: list[torch.Tensor], roundoff: float, draws: int, seed: int, overflowing: bool = False
-) -> list[torch.Tensor]:
-    """The root mean square deviation of `run(arithmetic)` from its `exact` values over `draws` runs with random
-    roundings, one tensor for each. `run` must return new tensors of the same shapes each time.
+class RoundingSpread:
+    """The root mean square deviation of `run(arithmetic)` from its `exact` values over runs with random roundings, one
+    tensor for each, drawn with `seed` when asked for. `run` must return new tensors of the same shapes each time.
     """
-    squares = [torch.zeros_like(value) for value in exact]
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(draws):
-        drawn = run(RoundedArithmetic(roundoff, generator, overflowing))
-        squares = [
-            total + (value - centre).square() for total, value, centre in zip(squares, drawn, exact, strict=True)
-        ]
-    return [(total / draws).sqrt() for total in squares]
+
+    def __init__(
+        self, run: Draw, exact: list[torch.Tensor], roundoff: float, seed: int, overflowing: bool = False
+    ) -> None:
+        self._run = run
+        self._exact = exact
+        self._generator = torch.Generator().manual_seed(seed)
+        self._arithmetic = RoundedArithmetic(roundoff, self._generator, overflowing)
+        self._squares = [torch.zeros_like(value) for value in exact]
+        self._drawn = 0
+
+    def __call__(self, draws: int) -> list[torch.Tensor]:
+        """The deviations from `draws` runs, those already made included."""
+        for _ in range(self._drawn, draws):
+            for total, value, centre in zip(self._squares, self._run(self._arithmetic), self._exact, strict=True):
+                total.add_((value - centre).square())
+        self._drawn = max(self._drawn, draws)
+        return [(total / self._drawn).sqrt() for total in self._squares]

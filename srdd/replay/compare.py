@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from srdd.measurements import Transfer
+from srdd.measurements import NAN, Transfer
 from srdd.probes.samples import Array, to_host
-from srdd.probes.transfer import describe_transfer
-from srdd.replay.arithmetic import WideArithmetic, may_overflow, rounding_spread, widened
+from srdd.probes.transfer import describe_transfer, largest_excess, no_violation
+from srdd.replay.arithmetic import RoundingSpread, WideArithmetic, may_overflow, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
+from srdd.replay.drift import rounding_drift
 from srdd.replay.module import Replay, replay_module
 
-DRAWS = (8, 48)
+DRAWS = (8, 24, 48)
 SURE = 0.5  # a few draws may understate the spread twofold: beyond this they are not trusted, either way
 # The spread is sampled from runs with every rounding at its largest. Real roundings are uniform below that
 # (a standard deviation sqrt(3) smaller), so 8 of these are about 14 standard deviations of a healthy device.
@@ -27,21 +28,26 @@ LAST_ROUNDINGS = 2.0  # and two roundings of the result itself, for kernels that
 
 @dataclass(frozen=True)
 class Comparison:
-    """One replayed call: where (`name` below the layer, `operator`), and how its values transfer."""
+    """One replayed call: where (`name` below the layer, `operator`), how its values transfer, and which way its
+    roundings `drift`.
+    """
 
     name: str
     operator: str
     transfer: Transfer
+    drift: float = NAN
 
 
 def compare_call(
-    call: ModuleCall, clean: nn.Module, dtype: torch.dtype, seed: int, draws: Sequence[int] = DRAWS
+    call: ModuleCall, clean: nn.Module, dtype: torch.dtype, seed: int, draws: Sequence[int], drift: bool
 ) -> list[Comparison]:
     """Compare one module's own arithmetic with the device's; where it fails, its operators too. The spread is drawn
-    `draws[0]` times, and again with each further number as long as the values still seem to differ.
+    `draws[0]` times, and again with each further number as long as the values still seem to differ. `drift` asks
+    whether roundings lean one way, too.
     """
     replay = replay_module(call, clean, float(torch.finfo(dtype).eps) / 2, seed)
-    own = Comparison(call.name, "", _worst(replay, dtype, draws))
+    lean = rounding_drift(call, clean, replay.exact, replay.actual) if drift else NAN
+    own = Comparison(call.name, "", _worst(replay, dtype, draws), lean)
     if own.transfer.violation <= 1:
         return [own]
     return [own, *(_compare_operator(entry, dtype, seed, draws) for entry in call.operators)]
@@ -58,7 +64,7 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: 
     replay = Replay(
         exact,
         tensors_in(call.result),
-        lambda draws: rounding_spread(run, exact, roundoff, draws, seed, overflowing),
+        RoundingSpread(run, exact, roundoff, seed, overflowing),
     )
     return Comparison(call.module, call.name, _worst(replay, dtype, draws))
 
@@ -68,39 +74,46 @@ def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer
     explain the difference, which most modules of a healthy device never need, and drawn more often before
     anything is accused: a softmax near a tie may jump in one draw of many.
     """
-    worst = _worst_given(replay, [torch.zeros_like(value) for value in replay.exact], dtype)
-    if worst.violation <= 1:
+    values = [_Values(_rows(value), _rows(returned), dtype) for value, returned in replay.pairs() if value.numel()]
+    worst = max(entry.violation(None) for entry in values)
+    if worst <= 1:
         # Whatever was computed has a spread of one rounding at least, so its share of the whole allowance is known.
-        return replace(worst, violation=worst.violation * LAST_ROUNDINGS / (LAST_ROUNDINGS + WIDTH))
+        return no_violation(worst * LAST_ROUNDINGS / (LAST_ROUNDINGS + WIDTH), values[0].expected.shape[-1])
     for number in draws:
-        if worst.violation <= SURE:
+        if worst <= SURE:
             break
-        worst = _worst_given(replay, replay.spread(number), dtype)
-    return worst
-
-
-def _worst_given(replay: Replay, spread: list[torch.Tensor], dtype: torch.dtype) -> Transfer:
-    transfers = [
-        describe_transfer(
-            _rows(value),
-            _rows(returned),
-            _allowance(_rows(value), _rows(deviation), dtype),
-            float(torch.finfo(dtype).eps) / 2,
-        )
-        for value, deviation, returned in zip(replay.exact, spread, replay.actual, strict=True)
-        if value.numel()
-    ]
+        spreads = [_rows(spread) for spread in replay.spread(number) if spread.numel()]
+        worst = max(entry.violation(spread) for entry, spread in zip(values, spreads, strict=True))
+    transfers = [entry.transfer(spread) for entry, spread in zip(values, spreads, strict=True)]
     return max(transfers, key=lambda transfer: transfer.violation)
+
+
+@dataclass(frozen=True)
+class _Values:
+    """One tensor of a replayed call, [rows, units]: what it should be, and what the device made of it."""
+
+    expected: Array
+    actual: Array
+    dtype: torch.dtype
+
+    def violation(self, spread: Array | None) -> float:
+        return largest_excess(self.expected, self.actual, self._allowance(spread))
+
+    def transfer(self, spread: Array) -> Transfer:
+        roundoff = float(torch.finfo(self.dtype).eps) / 2
+        return describe_transfer(self.expected, self.actual, self._allowance(spread), roundoff)
+
+    def _allowance(self, spread: Array | None) -> Array:
+        """What rounding may do to each element; anything beyond the dtype's range may come back as anything."""
+        limits = torch.finfo(self.dtype)
+        # A flushed subnormal, or an exponential that overflowed inside a bounded function, costs about this much.
+        floor = max(limits.smallest_normal, 2.0**10 * torch.finfo(torch.float32).smallest_normal)
+        size = np.abs(self.expected)
+        allowance = LAST_ROUNDINGS * limits.eps / 2 * size + floor
+        if spread is not None:
+            allowance += WIDTH * spread
+        return np.where(size > 0.99 * limits.max, np.inf, allowance)
 
 
 def _rows(tensor: torch.Tensor) -> Array:
     return to_host(tensor if tensor.dim() else tensor.reshape(1))
-
-
-def _allowance(exact: Array, spread: Array, dtype: torch.dtype) -> Array:
-    """What rounding may do to each element; anything beyond the dtype's range may come back as anything."""
-    limits = torch.finfo(dtype)
-    # A flushed subnormal, or an exponential that overflowed inside a bounded function, costs about this much.
-    floor = max(limits.smallest_normal, 2.0**10 * torch.finfo(torch.float32).smallest_normal)
-    allowance = WIDTH * spread + LAST_ROUNDINGS * limits.eps / 2 * np.abs(exact) + floor
-    return np.where(np.abs(exact) > 0.99 * limits.max, np.inf, allowance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,7 +102,8 @@ class HostReplay:
         for call in tree.walk():
             try:
                 draws = DRAWS[:1] if self._accused(call.name) else DRAWS
-                comparisons = compare_call(call, self._clean, visit.call.stream.dtype, self._seed, draws)
+                natural = excitation.startswith("repeat")
+                comparisons = compare_call(call, self._clean, visit.call.stream.dtype, self._seed, draws, natural)
             except ReplayDivergedError as error:
                 self.notes.append(f"{visit.site}: not replayed under '{excitation}': {error}")
                 continue
@@ -127,6 +129,7 @@ def _site_replay(layer: str, name: str, operator: str, found: list[tuple[str, Co
         depth=name.count(".") + 1 if name else 0,
         transfer=worst.transfer,
         others=tuple(others),
+        drift=max((entry.drift for _, entry in found if not math.isnan(entry.drift)), default=math.nan),
     )
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hal.errors import HalError
-from srdd.replay.arithmetic import Draw, WideArithmetic, may_overflow, product_spread, rounding_spread, widened
+from srdd.replay.arithmetic import Draw, OnlyIEEE, RoundingSpread, WideArithmetic, may_overflow, product_spread, widened
 from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
 
 
@@ -34,6 +34,10 @@ class Replay:
     exact: list[torch.Tensor]
     actual: list[torch.Tensor]
     spread: Callable[[int], list[torch.Tensor]]
+
+    def pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Each exact value with the device's."""
+        return zip(self.exact, self.actual, strict=True)
 
 
 def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -> Replay:
@@ -55,7 +59,7 @@ def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: lis
     exact = run(WideArithmetic(overflowing))
     if len(exact) != len(actual) or any(a.shape != b.shape for a, b in zip(exact, actual, strict=True)):
         raise ReplayDivergedError(f"'{call.name}' gives other tensors on the host than on the device")
-    return Replay(exact, actual, lambda draws: rounding_spread(run, exact, roundoff, draws, seed, overflowing))
+    return Replay(exact, actual, RoundingSpread(run, exact, roundoff, seed, overflowing))
 
 
 def _run_own(call: ModuleCall, clean: nn.Module, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:
@@ -63,6 +67,31 @@ def _run_own(call: ModuleCall, clean: nn.Module, module: nn.Module, arithmetic: 
     with _substituted(call, clean) as handed:
         output = _forward(call, module, arithmetic)
     # The order of the device's calls, whatever order the copy made them in.
+    return [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *tensors_in(output)]
+
+
+def run_natively(call: ModuleCall, clean: nn.Module) -> list[torch.Tensor] | None:
+    """The module's own values computed on the host in the device's dtype, in the order of `replay_module`; None where
+    its arithmetic leaves a device a choice, or needs parameters of its own.
+    """
+    module = clean.get_submodule(call.name)
+    x = call.args[0] if call.args else None
+    if isinstance(module, nn.Linear) and not call.children and type(module).forward is nn.Linear.forward:
+        if not isinstance(x, torch.Tensor) or x.element_size() > 2:
+            return None
+        bias = None if module.bias is None else module.bias.to(x.dtype)
+        with torch.no_grad():
+            return [nn.functional.linear(x, module.weight.to(x.dtype), bias)]
+    if any(True for _ in module.parameters(recurse=False)):
+        return None
+    ieee = OnlyIEEE()
+    try:
+        with _substituted(call, clean, lambda tensor: tensor) as handed, torch.no_grad(), ieee:
+            output = module(*call.args, **call.kwargs)
+    except (ReplayDivergedError, RuntimeError):
+        return None
+    if not ieee.only:
+        return None
     return [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *tensors_in(output)]
 
 
@@ -84,8 +113,10 @@ def _handed(child: ModuleCall) -> list[torch.Tensor]:
 
 
 @contextmanager
-def _substituted(call: ModuleCall, clean: nn.Module) -> Iterator[dict[int, list[torch.Tensor]]]:
-    """Let each submodule called in `call` return what the device's returned, and note what it was handed, by
+def _substituted(
+    call: ModuleCall, clean: nn.Module, returned: Callable[[torch.Tensor], torch.Tensor] = widened
+) -> Iterator[dict[int, list[torch.Tensor]]]:
+    """Let each submodule called in `call` return what the device's `returned`, and note what it was handed, by
     the call's position.
     """
     queues: dict[str, list[int]] = defaultdict(list)
@@ -95,7 +126,7 @@ def _substituted(call: ModuleCall, clean: nn.Module) -> Iterator[dict[int, list[
     submodules = {name: clean.get_submodule(name) for name in queues}
     try:
         for name, module in submodules.items():
-            module.forward = _stand_in(call, queues[name], handed)
+            module.forward = _stand_in(call, queues[name], handed, returned)
         yield handed
     finally:
         for module in submodules.values():
@@ -104,7 +135,12 @@ def _substituted(call: ModuleCall, clean: nn.Module) -> Iterator[dict[int, list[
         raise ReplayDivergedError(f"'{call.name}' called fewer submodules on the host than on the device")
 
 
-def _stand_in(call: ModuleCall, positions: list[int], handed: dict[int, list[torch.Tensor]]) -> Any:
+def _stand_in(
+    call: ModuleCall,
+    positions: list[int],
+    handed: dict[int, list[torch.Tensor]],
+    returned: Callable[[torch.Tensor], torch.Tensor],
+) -> Any:
     remaining = iter(positions)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -112,7 +148,7 @@ def _stand_in(call: ModuleCall, positions: list[int], handed: dict[int, list[tor
         if position is None:
             raise ReplayDivergedError(f"'{call.name}' called a submodule more often on the host than on the device")
         handed[position] = [tensor.clone() for tensor in (*tensors_in(args), *tensors_in(kwargs))]
-        return map_tensors(call.children[position].output, widened)
+        return map_tensors(call.children[position].output, returned)
 
     return forward
 

@@ -10,7 +10,7 @@ from srdd.measurements import Stability, Transfer
 from tests.srdd.conftest import BIASED, CLAMPED, CLEAN, DEAD
 
 ANY = st.floats(allow_nan=True, allow_infinity=True)
-KINDS = {"dead_zone", "saturation", "bias", "scale", "sign_flip", "corruption"}
+KINDS = {"stuck_at", "bit_flip", "dead_zone", "saturation", "bias", "scale", "sign_flip", "corruption"}
 
 
 def stability(spread, changed):
@@ -63,12 +63,12 @@ SCALED = replace(BIASED, offset=0.1, offset_spread=5.0, ratio=1.5, ratio_spread=
     ],
 )
 def test_what_a_transfer_curve_looks_like(transfer, kind):
-    assert transfer_kind(transfer) == kind
+    assert transfer_kind([transfer]) == kind
 
 
 @given(st.builds(Transfer, *[ANY] * 2, st.integers(0, 64), st.just(64), *[ANY] * 3, st.booleans(), *[ANY] * 5))
 def test_any_numbers_have_a_kind_that_a_person_can_act_on(transfer):
-    kind = transfer_kind(transfer)
+    kind = transfer_kind([transfer])
     assert kind in KINDS
     assert suggest.suggestion(kind, 3, "model.layers.3")
 

@@ -51,8 +51,18 @@ def test_the_offsets_are_fifty_standard_deviations_either_way(exponent):
     size = OFFSET * float(x.std(correction=0))
     assert made["offset_up"].size == pytest.approx(size)
     assert made["offset_down"].size == pytest.approx(-size)
-    for name in ("offset_up", "offset_down"):
-        torch.testing.assert_close(made[name].stream, x + made[name].size)
+    torch.testing.assert_close(made["offset_down"].stream, x - size)
+    spikes = made["offset_up"].stream > 2 * float((x + size).abs().max())
+    torch.testing.assert_close(made["offset_up"].stream[~spikes], (x + size)[~spikes])
+
+
+@given(st.integers(1, 70), st.integers(2, 70))
+def test_every_unit_is_by_far_the_largest_in_some_row_and_half_of_the_rows_have_no_spike(rows, units):
+    x = stream(shape=(1, rows, units))
+    up = by_name(x)["offset_up"].stream[0]
+    spikes = up > 2 * float((x + by_name(x)["offset_up"].size).abs().max())
+    assert bool(spikes.any(dim=0).all())
+    assert not bool(spikes[1::2].any())
 
 
 @given(st.sampled_from(DTYPES), st.floats(1e-4, 1e5), st.integers(0, 3))

@@ -75,7 +75,7 @@ def test_a_residual_block_with_three_roundings_stays_within_its_allowance(dtype,
 def test_dense_damage_violates_and_shows_its_kind(kind, dtype):
     entry = measured(DAMAGES[kind], dtype)
     assert entry.transfer.violation > 2
-    assert transfer_kind(entry.transfer) == kind
+    assert transfer_kind([entry.transfer]) == kind
 
 
 @pytest.mark.parametrize("units", [1, 5])
@@ -86,7 +86,7 @@ def test_damage_in_a_few_units_is_not_averaged_away(kind, units):
     entry = measured(only(units, damage))
     assert entry.transfer.violation > 2
     assert (entry.transfer.units, entry.transfer.width) == (units, UNITS)
-    assert transfer_kind(entry.transfer) == kind
+    assert transfer_kind([entry.transfer]) == kind
 
 
 def test_the_numbers_describe_the_violating_elements():
@@ -144,16 +144,16 @@ def test_a_zero_block_in_a_zero_stream_is_within_its_allowance():
 class TestDescribeTransfer:
     def test_an_allowance_is_each_elements_own(self):
         expected, allowance = np.zeros((1, 3)), np.array([[1.0, 2.0, 4.0]])
-        transfer = describe_transfer(expected, np.array([[2.0, 2.0, 2.0]]), allowance)
+        transfer = describe_transfer(expected, np.array([[2.0, 2.0, 2.0]]), allowance, 0.0)
         assert (transfer.violation, transfer.units, transfer.fraction) == (2.0, 1, pytest.approx(1 / 3))
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_values_that_are_not_finite_on_both_sides_agree_and_on_one_side_do_not(self, value):
         one, other = np.array([[1.0, value]]), np.array([[1.0, 2.0]])
-        assert describe_transfer(one, one, np.ones((1, 2))).violation == 0
-        assert describe_transfer(one, other, np.ones((1, 2))).violation == 1e12
-        assert describe_transfer(other, one, np.ones((1, 2))).violation == 1e12
+        assert describe_transfer(one, one, np.ones((1, 2)), 0.0).violation == 0
+        assert describe_transfer(one, other, np.ones((1, 2)), 0.0).violation == 1e12
+        assert describe_transfer(other, one, np.ones((1, 2)), 0.0).violation == 1e12
 
     def test_nothing_at_all_agrees(self):
         empty = np.zeros((0, 4))
-        assert describe_transfer(empty, empty, empty).violation == 0
+        assert describe_transfer(empty, empty, empty, 0.0).violation == 0

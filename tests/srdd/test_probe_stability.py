@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,7 +46,8 @@ def test_differences_of_one_rounding_stay_below_the_thresholds(share, seed):
 def test_scores_do_not_depend_on_the_scale_of_the_stream(exponent):
     noise = 0.1 * np.random.default_rng(1).normal(size=(ROWS, UNITS))
     plain, scaled = (measure_stability(samples(scale * noise, scale)) for scale in (1.0, 2.0**exponent))
-    assert scaled == plain
+    # Which bits differ is the only thing that a power of two may change.
+    assert replace(scaled, glitch=None) == replace(plain, glitch=None)
 
 
 def test_noise_over_all_elements_is_seen_as_such():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from srdd.replay.arithmetic import WideArithmetic, product_spread, rounding_spread
+from srdd.replay.arithmetic import RoundingSpread, WideArithmetic, product_spread
 
 
 def test_conversions_to_a_narrower_dtype_keep_the_width():
@@ -30,7 +30,7 @@ def spread_of(function, *inputs, dtype=torch.bfloat16, draws=64):
 
     exact = run(WideArithmetic())
     roundoff = torch.finfo(dtype).eps / 2
-    return exact[0], rounding_spread(run, exact, roundoff, draws, seed=1)[0]
+    return exact[0], RoundingSpread(run, exact, roundoff, seed=1)(draws)[0]
 
 
 CHAINS = {
