@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,9 @@ from torch import nn
 from hal.errors import HookError
 
 _Place = int | str
+
+# The keyword under which model code has handed its cache to its layers, over the years.
+CACHE_ARGUMENTS = ("past_key_values", "past_key_value", "layer_past")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,22 @@ class LayerCall:
         if self._residual is not None:
             _put(args, kwargs, self._residual, torch.zeros_like(stream))
         return module(*args, **kwargs)
+
+    def takes_cache(self) -> bool:
+        """Whether the layer was called with a place for a key-value cache."""
+        return any(name in self._kwargs for name in CACHE_ARGUMENTS)
+
+    def part(self, start: int, stop: int, cache: Any) -> LayerCall:
+        """The same call for tokens `start` to `stop` of the stream alone, with `cache` for the key-value cache that
+        holds those before: positions and masks are cut to match.
+        """
+        length = self.stream.shape[-2]
+        args = tuple(_cut(value, length, start, stop) for value in self._args)
+        kwargs = {name: _cut(value, length, start, stop) for name, value in self._kwargs.items()}
+        kwargs |= dict.fromkeys((name for name in CACHE_ARGUMENTS if name in kwargs), cache)
+        if "use_cache" in kwargs:
+            kwargs["use_cache"] = True
+        return replace(self, stream=self.stream[..., start:stop, :], _args=args, _kwargs=kwargs)
 
 
 def capture_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall:
@@ -102,6 +121,21 @@ def _put(args: list[Any], kwargs: dict[str, Any], place: _Place, value: torch.Te
         kwargs[place] = value
     else:
         args[place] = value
+
+
+def _cut(value: Any, length: int, start: int, stop: int) -> Any:
+    """Nested arguments with the token dimension cut: the last two of a mask, [batch, heads, queries, keys], the last
+    but one of activations and rotations, the last of positions.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.dim() == 4 and value.shape[-1] == value.shape[-2] == length:
+            return value[..., start:stop, :stop]
+        if value.is_floating_point() and value.dim() >= 2 and value.shape[-2] == length:
+            return value[..., start:stop, :]
+        return value[..., start:stop] if value.dim() and value.shape[-1] == length else value
+    if type(value) in (tuple, list):
+        return type(value)(_cut(item, length, start, stop) for item in value)
+    return value
 
 
 def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from srdd import thresholds
-from srdd.measurements import LayerMeasurement, SiteReplay, Stability, Transfer, WeightDamage
+from srdd.measurements import CacheIntegrity, LayerMeasurement, SiteReplay, Stability, Transfer, WeightDamage
 
 # Where several kinds explain what was seen, the more special one is named.
 _PRIORITY = (
@@ -35,12 +35,20 @@ def _deterministic_kind(layer: LayerMeasurement, probes: Collection[str], failed
     if layer.pass_through and "pass_through" in probes:
         own = [site for site in failed if site.site == layer.site and not site.operator]
         return transfer_kind([layer.pass_through.transfer, *_transfers(own)])
+    if layer.kv_cache and set(probes) == {"kv_cache"}:
+        return _cache_kind(layer.kv_cache)
     if failed:
         kind = transfer_kind(_transfers(failed))
         return "wrong_constant" if kind == "scale" and _only_when_tiny(failed[0]) else kind
     if "rounding_drift" in probes:
         return "rounding"
     return "saturation" if "multiplicity" in probes else "dead_zone"
+
+
+def _cache_kind(cache: CacheIntegrity) -> str:
+    return (
+        transfer_kind([cache.transfer]) if cache.repeats else _random_kind(cache.transfer.coverage, cache.transfer.size)
+    )
 
 
 def _transfers(failed: Sequence[SiteReplay]) -> list[Transfer]:
@@ -62,8 +70,12 @@ def stability_kind(stability: Stability, replay: Transfer | None) -> str:
         kind = transfer_kind([stability.glitch])
         if kind != "corruption":
             return kind
-    touched = replay.coverage if replay else stability.changed
-    size = replay.size if replay else stability.spread
+    if replay:
+        return _random_kind(replay.coverage, replay.size)
+    return _random_kind(stability.changed, stability.spread)
+
+
+def _random_kind(touched: float, size: float) -> str:
     if touched < thresholds.SPIKE_CHANGED:
         return "spike"
     return "noise" if size >= thresholds.NOISE_SPREAD else "non_determinism"

@@ -90,8 +90,9 @@ def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: 
     failed = violating_sites(layer, known) if layer.finite_input else []
     damaged = max(layer.weights or (), key=lambda damage: damage.elements, default=None)
     if damaged is None:
-        (site, operator), detail = _place(layer, failed), ""
-        kind = layer_kind(layer, {entry.probe for entry in alarms}, failed)
+        probes = {entry.probe for entry in alarms}
+        (site, operator), detail = _place(layer, probes, failed), ""
+        kind = layer_kind(layer, probes, failed)
     else:
         site, operator, detail = damaged.name.rpartition(".")[0], "", describe_damage(damaged)
         kind = weight_kind(damaged)
@@ -108,12 +109,14 @@ def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: 
     )
 
 
-def _place(layer: LayerMeasurement, failed: list[SiteReplay]) -> tuple[str, str]:
+def _place(layer: LayerMeasurement, probes: Collection[str], failed: list[SiteReplay]) -> tuple[str, str]:
     """The module at fault and the operator inside it. One operator that fails in several modules is at fault in
     what contains them all.
     """
     if not layer.finite_input:
         return f"input of {layer.site}", ""
+    if not failed and layer.kv_cache and probes == {"kv_cache"}:
+        return f"{layer.site}.kv_cache", ""
     if not failed:
         leaning = leaning_site(layer)
         return leaning.site if leaning and leaning.drift > thresholds.DRIFT else layer.site, ""

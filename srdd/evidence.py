@@ -37,6 +37,7 @@ def weigh(layer: LayerMeasurement, carries: bool, known: Collection[str] = ()) -
         *_stability_evidence(layer),
         *_pass_through_evidence(layer, carries),
         *_shape_evidence(layer),
+        *_cache_evidence(layer),
         *_replay_evidence(layer, known),
         *_weight_evidence(layer),
     ]
@@ -114,6 +115,12 @@ def _shape_evidence(layer: LayerMeasurement) -> list[Evidence]:
         Evidence("multiplicity", float(layer.shape.ties), tie_limit(layer.shape.ties_expected)),
         Evidence("zeros", float(layer.shape.zeros), _zero_limit(layer.shape)),
     ]
+
+
+def _cache_evidence(layer: LayerMeasurement) -> list[Evidence]:
+    if layer.kv_cache is None:
+        return []
+    return [Evidence("kv_cache", float(layer.kv_cache.transfer.units), thresholds.CACHE_UNITS)]
 
 
 def _zero_limit(shape: Shape) -> float:

@@ -105,6 +105,16 @@ class PassThrough:
 
 
 @dataclass(frozen=True)
+class CacheIntegrity:
+    """How keys and values read back from the cache differ from those stored: their `transfer`, which allows nothing,
+    and whether a second read `repeats` the first.
+    """
+
+    transfer: Transfer
+    repeats: bool
+
+
+@dataclass(frozen=True)
 class SiteReplay:
     """Host replay of one module or operator below a layer, over all its calls and excitations, the worst of
     them kept. `site` is the module's full name, `operator` the catalogue name of a single operator inside it
@@ -143,9 +153,9 @@ class WeightDamage:
 @dataclass(frozen=True)
 class LayerMeasurement:
     """One row: everything measured at one layer. `finite_input` and `finite_output` say whether all its values
-    were finite; where they were not, the probes are None. `replay` is None at level quick and `weights` without
-    a checkpoint; the first layer's `weights` cover what comes before the layers too, the last one's what comes
-    behind.
+    were finite; where they were not, the probes are None. `kv_cache` is None for a layer without one, `replay`
+    at level quick and `weights` without a checkpoint; the first layer's `weights` cover what comes before the
+    layers too, the last one's what comes behind.
     """
 
     index: int
@@ -156,6 +166,7 @@ class LayerMeasurement:
     gain: Gain | None = None
     shape: Shape | None = None
     pass_through: PassThrough | None = None
+    kv_cache: CacheIntegrity | None = None
     replay: tuple[SiteReplay, ...] | None = None
     weights: tuple[WeightDamage, ...] | None = None
 

@@ -20,6 +20,9 @@ REPLAY = 1.0
 # Roundings that lean one way: the statistic is already in units of what is allowed (srdd/replay/drift.py).
 DRIFT = 1.0
 
+# A cache returns what was stored, bit for bit: one differing unit is damage.
+CACHE_UNITS = 0.5
+
 # Weights are compared bit for bit: one differing element is damage.
 WEIGHT_ELEMENTS = 0.5
 

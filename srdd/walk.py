@@ -34,7 +34,7 @@ class LayerVisit:
     site: str
     call: LayerCall
     output: torch.Tensor
-    runs: int = field(default=0)
+    runs: float = field(default=0)
 
     @property
     def finite_input(self) -> bool:
@@ -56,6 +56,12 @@ class LayerVisit:
         output = hidden_states(self.call.replay(excitation.stream))
         return Response(excitation, output.reshape(excitation.stream.shape))
 
+    def run_part(self, start: int, stop: int, cache: Any) -> None:
+        """Run the layer on tokens `start` to `stop` of its own stream, with a key-value cache for those before."""
+        self.runs += (stop - start) / self.call.stream.shape[-2]
+        part = self.call.part(start, stop, cache)
+        part.replay(part.stream)
+
 
 class Walk:
     """Calls `visit(LayerVisit)` at each layer of `stack` in turn while the model runs forward once; memory
@@ -65,7 +71,7 @@ class Walk:
     """
 
     def __init__(self, stack: LayerStack, visit: Callable[[LayerVisit], None]) -> None:
-        self.layer_runs = 0
+        self.layer_runs = 0.0
         self.own_runs = 0
         self.visited: set[int] = set()
         self._stack = stack

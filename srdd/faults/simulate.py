@@ -10,9 +10,9 @@ from torch import nn
 
 from hal.errors import UsageError
 from hal.hooks import Hooks
+from hal.kv_cache import transform_cache
 from hal.structure import LayerStack, find_layer_stack
 from srdd.faults.activation import corruption
-from srdd.faults.kv_cache import corrupt_cache
 from srdd.faults.mask import fault_mask
 from srdd.faults.random_source import RandomSource
 from srdd.faults.specification import KV_CACHE, Fault
@@ -74,7 +74,7 @@ def _attach(hooks: Hooks, changes: ExitStack, stack: LayerStack, entry: ActiveFa
         )
     layer = stack.layers[fault.layer]
     if fault.site == KV_CACHE:
-        changes.enter_context(corrupt_cache(layer, entry))
+        changes.enter_context(transform_cache(layer, lambda _stored, read: (entry(read[0]), entry(read[1]))))
         return
     site = stack.site(fault.layer) + (f".{fault.site}" if fault.site else "")
     if fault.kind == "wrong_constant":

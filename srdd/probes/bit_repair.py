@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from srdd.measurements import NAN
 from srdd.probes.samples import Array
@@ -48,5 +49,16 @@ def repaired_by_one_bit(expected: Array, actual: Array, roundoff: float) -> BitR
         best = np.where(better, miss, best)
         level = np.where(better, ((held & pattern) != 0).numpy(), level)
     limit = ROUNDINGS * 2 * roundoff * np.abs(wanted) + float(torch.finfo(dtype).smallest_normal)
-    right = best <= limit
+    right = (best <= limit) | (~held.view(dtype).isfinite().numpy() & _one_bit_from_infinity(wanted, dtype, integer))
     return BitRepair(float(right.mean()), float(level[right].mean()) if right.any() else NAN)
+
+
+def _one_bit_from_infinity(wanted: Array, dtype: torch.dtype, integer: torch.dtype) -> NDArray[np.bool_]:
+    """Whether a single bit of the exponent is all that keeps the value finite; NaN does not tell its other bits."""
+    held = torch.from_numpy(np.ascontiguousarray(wanted)).to(dtype).view(integer)
+    found = torch.zeros(held.shape, dtype=torch.bool)
+    for bit in range(8 * held.element_size() - 1):
+        pattern = torch.tensor(1, dtype=torch.int64).bitwise_left_shift(bit).to(integer)
+        found |= ~(held ^ pattern).view(dtype).isfinite()
+    result: NDArray[np.bool_] = found.numpy() & np.isfinite(wanted)
+    return result

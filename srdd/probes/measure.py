@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 from srdd.measurements import LayerMeasurement
 from srdd.probes.gain import measure_gain
+from srdd.probes.kv_cache import measure_kv_cache
 from srdd.probes.pass_through import measure_pass_through
 from srdd.probes.samples import LayerSamples, Sample, to_host, unit_roundoff
 from srdd.probes.shape import measure_shape
@@ -23,6 +24,7 @@ _GROUP = {
     "kurtosis": "shape",
     "pile_up": "shape",
     "pass_through": "pass_through",
+    "kv_cache": "kv_cache",
 }
 PROBES = tuple(_GROUP)
 
@@ -32,6 +34,7 @@ _NEEDS = {
     "gain": ("perturbed", "offset_"),
     "shape": (),
     "pass_through": ("amplified",),
+    "kv_cache": (),
 }
 # Which of them host replay follows: the layer's own input, and those that take it far from its data.
 _REPLAYED = ("repeat_0", "offset_up", "offset_down", "amplified")
@@ -61,6 +64,7 @@ def measure_layer(
         gain=measure_gain(samples) if "gain" in groups else None,
         shape=measure_shape(samples) if "shape" in groups else None,
         pass_through=measure_pass_through(samples) if "pass_through" in groups else None,
+        kv_cache=measure_kv_cache(visit) if "kv_cache" in groups else None,
         replay=sites,
         weights=weights,
     )

@@ -16,10 +16,11 @@ from srdd.probes.samples import Array, to_host
 from srdd.replay.capture import ModuleCall
 from srdd.replay.module import run_natively
 
-# Truncating one bit moves half of the elements by one place: half of that is what a unit must lean by.
-LEAN = 0.25
-# And by this many standard deviations of a fair coin: one false alarm in 10**11 units.
-DEVIATIONS = 7.0
+# Truncating one bit moves half of the elements by one place, and up to half of those look as if rounded once: half of
+# what remains is what a unit must lean by.
+LEAN = 0.125
+# And by this many standard deviations of a fair coin: one unit in 10**9, if sound devices differed in every element.
+DEVIATIONS = 6.0
 
 
 def rounding_drift(call: ModuleCall, clean: nn.Module, exact: list[torch.Tensor], actual: list[torch.Tensor]) -> float:

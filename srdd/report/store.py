@@ -18,6 +18,7 @@ from srdd.diagnose import Diagnosis, Finding
 from srdd.evidence import Evidence
 from srdd.files import write_text
 from srdd.measurements import (
+    CacheIntegrity,
     Cost,
     Gain,
     LayerMeasurement,
@@ -31,7 +32,7 @@ from srdd.measurements import (
 )
 from srdd.report.model import SCHEMA, Report
 
-_PROBES = ("stability", "gain", "shape", "pass_through")
+_PROBES = ("stability", "gain", "shape", "pass_through", "kv_cache")
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -181,6 +182,7 @@ def _layer_from(row: dict[str, Any]) -> LayerMeasurement:
         gain=Gain(**gain) if gain else None,
         shape=Shape(**shape) if shape else None,
         pass_through=_with_transfer(PassThrough, measured["pass_through"]),
+        kv_cache=_with_transfer(CacheIntegrity, measured["kv_cache"]),
         replay=None if row["replay"] is None else tuple(_site_from(site) for site in row["replay"]),
         weights=None if row["weights"] is None else tuple(_weight_from(entry) for entry in row["weights"]),
     )

@@ -1,0 +1,55 @@
+"""The key-value cache gives back what was put into it, bit for bit, each time it is read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from hal.kv_cache import Read, transform_cache
+from srdd.measurements import CacheIntegrity
+from srdd.probes.samples import to_host, unit_roundoff
+from srdd.probes.transfer import describe_transfer
+from srdd.walk import LayerVisit
+
+TOKENS = 9  # eight to fill the cache and one that reads them back
+
+
+def measure_kv_cache(visit: LayerVisit) -> CacheIntegrity | None:
+    """Run the layer on its first tokens with a cache, all but one and then that one, twice, and compare what it reads
+    with what it stored. None for a layer that takes no cache, or does not use the one it is given.
+    """
+    tokens = min(TOKENS, visit.call.stream.shape[-2])
+    if tokens < 2 or not visit.call.takes_cache():
+        return None
+    accesses: list[tuple[Read, Read]] = []
+
+    def note(stored: Read, returned: Read) -> Read:
+        accesses.append((stored, returned))
+        return returned
+
+    with transform_cache(visit.call.layer, note):
+        cache = DynamicCache()
+        visit.run_part(0, tokens - 1, cache)
+        again = copy.deepcopy(cache)
+        visit.run_part(tokens - 1, tokens, cache)
+        visit.run_part(tokens - 1, tokens, again)
+    return _compare(accesses) if len(accesses) == 3 else None
+
+
+def _compare(accesses: Sequence[tuple[Read, Read]]) -> CacheIntegrity:
+    (filled, _), (added, read), (_, again) = accesses
+    stored = [torch.cat((old, new), dim=-2) for old, new in zip(filled, added, strict=True)]
+    transfers = [
+        describe_transfer(to_host(put), to_host(got), np.zeros(to_host(put).shape), unit_roundoff(put.dtype))
+        for put, got in zip(stored, read, strict=True)
+    ]
+    return CacheIntegrity(
+        transfer=max(transfers, key=lambda transfer: transfer.violation),
+        repeats=all(
+            np.array_equal(to_host(one), to_host(two), equal_nan=True) for one, two in zip(read, again, strict=True)
+        ),
+    )

@@ -1,0 +1,41 @@
+"""The cache probe on real decoder layers."""
+
+import pytest
+
+import srdd
+from srdd.faults import Fault, simulate
+
+CACHED = ["qwen2", "llama", "mixtral"]
+
+
+def found(report):
+    return [(finding.layer, finding.site.rpartition(".")[2], finding.kind) for finding in report.findings]
+
+
+@pytest.mark.parametrize("family", CACHED)
+def test_a_sound_cache_returns_what_was_stored(make_model, family):
+    model = make_model(family)
+    report = srdd.scan(model, level="quick", probes=["kv_cache"])
+    assert report.verdict == "healthy"
+    assert all(row.kv_cache is not None and row.kv_cache.repeats for row in report.measurements.layers)
+    assert report.cost.forward_equivalents < 2
+
+
+@pytest.mark.parametrize("kind", ["bias", "dead_zone", "saturation", "noise", "sign_flip"])
+@pytest.mark.parametrize("family", CACHED)
+def test_a_damaged_cache_is_named_with_the_kind_of_damage(make_model, family, kind):
+    model = make_model(family)
+    with simulate(model, [Fault(kind, 2, site="kv_cache", sparsity=0.5)]):
+        report = srdd.scan(model, level="quick", probes=["kv_cache"])
+    assert found(report) == [(2, "kv_cache", kind)]
+
+
+def test_a_layer_that_is_not_handed_a_cache_by_name_is_not_judged(make_model):
+    report = srdd.scan(make_model("gpt2"), level="quick", probes=["kv_cache"])
+    assert all(row.kv_cache is None for row in report.measurements.layers)
+
+
+def test_scanning_leaves_no_trace_in_the_model(make_model):
+    model = make_model("qwen2")
+    srdd.scan(model, level="quick", probes=["kv_cache"])
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
