@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hal.errors import UsageError
 from hal.registry import get_backend
-from srdd.campaign.file import BUNDLED, read_campaign
+from srdd.campaign.file import read_campaign
 from srdd.campaign.markdown import render
 from srdd.campaign.outcome import Outcome
 from srdd.campaign.result import Result, result_of, to_json
@@ -43,7 +43,7 @@ def campaign_command(
         int | None, typer.Option(min=1, help="Processes; as many as processors and memory allow if left out.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Scan a sample of that many cases only.")] = None,
-    shard: Annotated[str | None, typer.Option(help="K/N: the K-th of N parts, to run them on several machines.")] = None,
+    shard: Annotated[str | None, typer.Option(help="K/N: the K-th of N parts, for several machines.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds after which a case is given up.")] = TIMEOUT_S,
     list_cases: Annotated[bool, typer.Option("--list", help="Say how many cases there are, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print one line only.")] = False,
@@ -67,7 +67,7 @@ def campaign_command(
     with _progress(quiet, len(plan.cases)) as report:
         outcomes = run_plan(plan, out, jobs, timeout, part, report)
     command = _command(campaign, backend, model, limit, shard)
-    named = plan.setup.directory.name if model or document.model != BUNDLED else f"the bundled {plan.setup.directory.name}"
+    named = plan.setup.directory.resolve().name
     result = result_of(Path(campaign).stem, document, named, command, plan.provenance, len(whole.cases), outcomes)
     _write(result, out if part == WHOLE else None, json_file)
     _show(result, quiet)

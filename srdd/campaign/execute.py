@@ -10,9 +10,10 @@ import torch
 from hal.errors import UsageError, one_line
 from hal.models import LoadedModel, load_model
 from hal.registry import get_backend
+from hal.structure import find_layer_stack
 from srdd.campaign.case import Case
 from srdd.campaign.outcome import Found, Outcome
-from srdd.campaign.structure import structure_of
+from srdd.campaign.structure import place
 from srdd.faults import ActiveFault, simulate
 from srdd.report import Report
 from srdd.scan import scan
@@ -76,7 +77,7 @@ def _outcome(key: str, case: Case, loaded: LoadedModel, active: list[ActiveFault
     return Outcome(
         key=key,
         case=case.content(),
-        place=structure_of(loaded.model).place(case.fault) if case.fault else "",
+        place=place(find_layer_stack(loaded.model), case.fault) if case.fault else "",
         calls=sum(entry.calls for entry in active),
         changed=sum(entry.changed for entry in active),
         findings=tuple(

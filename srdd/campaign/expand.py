@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from hal.errors import UsageError
 from hal.noise import stream_key
 from srdd.campaign.case import Case, content_hash
-from srdd.campaign.entry import FIELDS, fault_from, require_field
+from srdd.campaign.entry import fault_from, require_field
 from srdd.campaign.file import ALL, Campaign, Grid
-from srdd.campaign.structure import Structure
+from srdd.campaign.structure import INNERMOST, Structure
 from srdd.campaign.texts import LINES, draw_prompts
 from srdd.faults import KINDS, Fault
 
 Entry = dict[str, Any]
 
 _SEED_BITS = 0xFFFFFFFF
-_DRAWN = ("seed", "draws")  # fields that a campaign chooses where its file does not
+_DRAWN = frozenset({"seed", "draws"})  # fields that a campaign chooses where its file does not
 
 
 def expand(campaign: Campaign, structure: Structure, pool: Sequence[str] | None) -> list[Case]:
@@ -28,9 +30,8 @@ def expand(campaign: Campaign, structure: Structure, pool: Sequence[str] | None)
     """
     faults = list(_faults(campaign, structure))
     drawn = [(fault, draw_prompts(pool, campaign.seed, number)) for fault, number in faults]
-    cases = [
-        Case(dtype, campaign.level, prompts, fault) for dtype in dict.fromkeys(campaign.dtypes) for fault, prompts in drawn
-    ]
+    dtypes = dict.fromkeys(campaign.dtypes)
+    cases = [Case(dtype, campaign.level, prompts, fault) for dtype in dtypes for fault, prompts in drawn]
     unique = list(dict.fromkeys([*cases, *_clean(campaign, pool)]))
     if not unique:
         raise UsageError("the campaign has no case: give faults, grids or clean controls")
@@ -62,12 +63,19 @@ def _faults(campaign: Campaign, structure: Structure) -> Iterator[tuple[Fault, i
 
 def _fault(entry: Entry, repeat: int, seed: int, structure: Structure, where: str) -> tuple[Fault, int]:
     """The fault of an entry, and the number of its prompt set."""
-    entry = {**entry, "layer": structure.layer(entry.get("layer", ""), where)}
-    name = content_hash(entry)
-    chosen = {field: 1 + stream_key(field, name, repeat, seed) % _SEED_BITS for field in _DRAWN if field in FIELDS}
-    fault = fault_from({**chosen, **entry}, where)
+    entry = {**entry, "layer": structure.layer(entry.get("layer"), where)}
+    fault = fault_from(entry, where)
     structure.require_site(fault, where)
+    name = content_hash(entry)
+    for field in sorted(_DRAWN - entry.keys()):
+        with suppress(UsageError):  # a kind that draws nothing takes none
+            fault = _with_draw(fault, field, 1 + stream_key(field, name, repeat, seed) % _SEED_BITS)
     return fault, stream_key("prompts", name, repeat) % _SEED_BITS
+
+
+def _with_draw(fault: Fault, field: str, value: int) -> Fault:
+    changes: dict[str, Any] = {field: value}
+    return replace(fault, **changes)
 
 
 def _entries(grid: Grid, structure: Structure, where: str) -> Iterator[Entry]:
@@ -79,7 +87,9 @@ def _entries(grid: Grid, structure: Structure, where: str) -> Iterator[Entry]:
             if twice:
                 raise UsageError(f"{where}: '{twice[0]}' is given by two axes of the grid; give it in one")
             entry |= part
-        yield from _with_sites(entry, structure, where)
+        layer = structure.layer(entry.get("layer"), where)
+        for site in structure.members(str(entry.get("site", "")), layer, where):
+            yield {**entry, "site": site} if site else entry
 
 
 def _each_axes(grid: Grid, structure: Structure, where: str) -> Iterator[list[Entry]]:
@@ -94,7 +104,7 @@ def _all_values(key: str, structure: Structure, where: str) -> Sequence[Any]:
     if key == "layer":
         return range(len(structure.sites))
     if key == "site":
-        return (ALL,)
+        return (INNERMOST,)
     raise UsageError(f'{where}: {key} cannot be "{ALL}", kind, layer and site can; list its values')
 
 
@@ -104,14 +114,6 @@ def _variant_axes(grid: Grid, where: str) -> Iterator[list[Entry]]:
             for key in variant:
                 require_field(key, f"{where}, variants {name}")
         yield variants
-
-
-def _with_sites(entry: Mapping[str, Any], structure: Structure, where: str) -> Iterator[Entry]:
-    if entry.get("site") != ALL:
-        yield dict(entry)
-        return
-    for site in structure.innermost[structure.layer(entry.get("layer", ""), where)]:
-        yield {**entry, "site": site}
 
 
 def _clean(campaign: Campaign, pool: Sequence[str] | None) -> Iterator[Case]:

@@ -19,9 +19,10 @@ _FORM = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Grid(BaseModel):
-    """Faults in compact form: the Cartesian product of the values listed for each field in `each` ("all" stands
-    for every kind, layer or innermost module) and of one entry from each list in `variants` (several fields that
-    go together), `repeats` times with other hidden units, random draws and prompts.
+    """Faults in compact form: the Cartesian product of the values listed for each field in `each` and of one entry
+    from each list in `variants` (several fields that go together), `repeats` times with other hidden units, random
+    draws and prompts. "all" stands for every kind, layer or innermost module; a layer may be first, middle or last;
+    a site may be a group: @innermost, @weights (modules that have one), @constants (that have an epsilon or a scale).
     """
 
     model_config = _FORM

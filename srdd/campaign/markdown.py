@@ -101,10 +101,10 @@ def _equivalences() -> Iterator[str]:
     if not EQUIVALENCES:
         yield "None: only the injected kind itself is right."
         return
-    rows = [
-        [entry.injected, ", ".join(f"{key}={value}" for key, value in entry.where.items()), entry.reported, entry.because]
-        for entry in EQUIVALENCES
-    ]
+    rows = []
+    for entry in EQUIVALENCES:
+        where = ", ".join(f"{key}={value}" for key, value in entry.where.items())
+        rows.append([entry.injected, where, entry.reported, entry.because])
     yield _table(["injected", "where", "reported", "because"], rows)
 
 

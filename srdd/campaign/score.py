@@ -19,7 +19,7 @@ HEALTHY, ELSEWHERE, ERROR = "(healthy)", "(another layer)", "(error)"
 MEASURES = ("detected", "layer", "layer_top3", "layer_alone", "operator", "kind", "kind_same_name")
 
 _EXTENT = ("sparsity", "units")
-_NOT_VARIANTS = frozenset({"site", "operator", "seed", "draws", *_EXTENT})
+_NOT_VARIANTS = frozenset({"site", "operator", "parameter", "seed", "draws", *_EXTENT})
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def variant(fault: Mapping[str, Any]) -> str:
 
 def place(fault: Mapping[str, Any]) -> str:
     """Where in its layer a fault sits, in words."""
-    return " ".join(filter(None, (fault["site"], fault["operator"]))) or "layer output"
+    return " ".join(filter(None, (fault["site"], fault["operator"], fault["parameter"]))) or "layer output"
 
 
 def _operator_named(outcome: Outcome, first: Found | None) -> bool:

@@ -92,7 +92,9 @@ class _Worker:
             self._process.join()
             cause = _cause(self._process.exitcode)
             if not self._ready:
-                raise BackendUnavailableError(f"a campaign's processes do not start: the first ended by {cause}") from None
+                raise BackendUnavailableError(
+                    f"a campaign's processes do not start: the first ended by {cause}"
+                ) from None
             return self._failed(f"its process ended by {cause}")
         if isinstance(answer, HalError):
             raise answer
