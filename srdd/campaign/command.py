@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hal.errors import UsageError
 from hal.registry import get_backend
 from srdd.campaign.file import read_campaign
 from srdd.campaign.markdown import render
@@ -59,7 +58,7 @@ def campaign_command(
     whole = plan_campaign(document, backend, device, model, trust_remote_code)
     plan = whole.part(limit, part)
     if list_cases:
-        Console().print(_count(plan), highlight=False)
+        Console().print(_count(plan), highlight=False, soft_wrap=True)
         return PERFECT
     jobs = jobs or default_jobs(get_backend(plan.setup.backend, device), plan.setup.directory)
     if out is not None:
@@ -76,8 +75,6 @@ def campaign_command(
 
 def _count(plan: Plan) -> str:
     kinds = Counter(f"{'fault' if case.fault else 'clean'} {case.dtype}" for case in plan.cases.values())
-    if not plan.cases:
-        raise UsageError("this shard has no case: there are fewer cases than shards")
     return f"{len(plan.cases)} cases: " + ", ".join(f"{count} {name}" for name, count in sorted(kinds.items()))
 
 
@@ -102,7 +99,7 @@ def _show(result: Result, quiet: bool) -> None:
         return
     rates = result.score.rates
     parts = [f"{name} {rates[name].count}/{rates[name].of}" for name in ("layer", "operator", "kind", "false_alarms")]
-    Console().print(", ".join(parts), highlight=False)
+    Console().print(", ".join(parts), highlight=False, soft_wrap=True)
 
 
 @contextmanager

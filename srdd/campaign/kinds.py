@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+FaultEntry = Mapping[str, Any]
+
+ANY = "any kind"
 
 
 @dataclass(frozen=True)
 class Equivalence:
-    """A fault of kind `injected`, with options equal to `where`, may also be reported as `reported`, `because`."""
+    """A fault of kind `injected`, `when` that holds of it (`applies` says so of its entry), may be reported as one of
+    `reported`, `because` that is what there is to be seen.
+    """
 
     injected: str
-    reported: str
+    when: str
+    reported: tuple[str, ...]
     because: str
-    where: Mapping[str, Any]
+    applies: Callable[[FaultEntry], bool]
+
+    def to_json(self) -> dict[str, Any]:
+        """The rule in words."""
+        return {
+            "injected": self.injected,
+            "when": self.when,
+            "reported": list(self.reported),
+            "because": self.because,
+        }
 
 
-EQUIVALENCES: tuple[Equivalence, ...] = ()
+EQUIVALENCES = (
+    Equivalence(
+        injected=ANY,
+        when="every > 1 or rate < 1",
+        reported=("noise", "spike", "non_determinism"),
+        because="a fault that comes and goes makes runs on the same input differ, which is what these kinds are",
+        applies=lambda fault: fault["every"] > 1 or fault["rate"] < 1,
+    ),
+    Equivalence(
+        injected="stuck_at",
+        when="value = 0, all bits",
+        reported=("dead_zone",),
+        because="what is stuck at zero returns zero, as a dead zone does for every value below its threshold",
+        applies=lambda fault: fault["value"] == 0 and not fault["bits"],
+    ),
+)
 
 
-def accepted_kinds(fault: Mapping[str, Any]) -> frozenset[str]:
+def accepted_kinds(fault: FaultEntry) -> frozenset[str]:
     """The kinds that are right for an injected fault: its own, and what EQUIVALENCES adds."""
-    added = {
-        entry.reported
+    added = [
+        kind
         for entry in EQUIVALENCES
-        if entry.injected == fault["kind"] and all(fault.get(key) == value for key, value in entry.where.items())
-    }
+        if entry.injected in (ANY, fault["kind"]) and entry.applies(fault)
+        for kind in entry.reported
+    ]
     return frozenset({str(fault["kind"]), *added})

@@ -43,11 +43,16 @@ class Plan:
     provenance: dict[str, str]
 
     def part(self, limit: int | None, part: tuple[int, int]) -> Plan:
-        """The plan for a sample of at most `limit` cases, and of that for shard `part` = (number, of)."""
+        """The plan for a sample of at most `limit` cases, and of that for shard `part` = (number, of). Raises
+        UsageError for a shard without a case.
+        """
         chosen = list(self.cases.values())
         if limit is not None:
             chosen = sample(chosen, limit)
-        return replace(self, cases={case.key(self.provenance): case for case in shard(chosen, *part)})
+        chosen = shard(chosen, *part)
+        if not chosen:
+            raise UsageError("this shard has no case: there are fewer cases than shards")
+        return replace(self, cases={case.key(self.provenance): case for case in chosen})
 
 
 def plan_campaign(

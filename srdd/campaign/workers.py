@@ -33,9 +33,9 @@ def scan_all(work: Sequence[Work], setup: Setup, jobs: int, timeout_s: float) ->
             for worker in _ready(busy, timeout_s):
                 outcome = worker.take(timeout_s)
                 if outcome is not None:
-                    yield outcome
                     if waiting:
                         worker.give(waiting.popleft())
+                    yield outcome
     finally:
         for worker in workers:
             worker.stop()

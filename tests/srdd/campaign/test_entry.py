@@ -10,7 +10,7 @@ from srdd.faults import Fault, parse_fault
 
 
 def test_an_entry_has_exactly_the_fields_of_a_fault():
-    assert FIELDS == tuple(field.name for field in dataclasses.fields(Fault))
+    assert tuple(field.name for field in dataclasses.fields(Fault)) == FIELDS
     assert tuple(entry_of(Fault("bias", 3))) == FIELDS
 
 

@@ -69,7 +69,7 @@ def test_a_file_that_breaks_the_form_is_named_with_the_place(write, entries, mes
 
 
 def test_a_file_that_is_not_there_or_not_json_is_named(tmp_path):
-    with pytest.raises(UsageError, match="there is no campaign 'standart': give a file, or one of core, quick, standard"):
+    with pytest.raises(UsageError, match="no campaign 'standart': give a file, or one of core, quick, standard"):
         read_campaign("standart")
     with pytest.raises(UsageError, match=r"cannot read campaign .*none\.json: No such file"):
         read_campaign(str(tmp_path / "none.json"))

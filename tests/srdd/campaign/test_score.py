@@ -60,10 +60,24 @@ def test_when_module_and_operator_are_right(fault, finding, right):
     assert judge(outcome("a", fault, finding))["operator"] is right
 
 
-def test_another_name_is_right_only_where_the_table_of_equivalences_says_so():
-    for kind in ("bias", "saturation", "noise"):
-        assert kind in accepted_kinds(outcome("a", f"{kind}@3").fault)
-        assert "scale" not in accepted_kinds(outcome("a", f"{kind}@3").fault)
+@pytest.mark.parametrize(
+    ("fault", "accepted"),
+    [
+        ("bias@3", {"bias"}),
+        ("noise@3", {"noise"}),
+        ("bias@3:every=3", {"bias", "noise", "spike", "non_determinism"}),
+        ("bias@3:rate=0.5", {"bias", "noise", "spike", "non_determinism"}),
+        ("stuck_at@3", {"stuck_at", "dead_zone"}),
+        ("stuck_at@3:value=1", {"stuck_at"}),
+        ("stuck_at@3:bits=14", {"stuck_at"}),
+    ],
+)
+def test_another_name_is_right_only_where_the_table_of_equivalences_says_so(fault, accepted):
+    assert accepted_kinds(outcome("a", fault).fault) == accepted
+    for kind in ("bias", "dead_zone", "noise", "scale"):
+        verdict = judge(outcome("a", fault, f"3 {kind}"))
+        assert verdict["kind"] is (kind in accepted)
+        assert verdict["kind_same_name"] is fault.startswith(kind)
 
 
 def test_a_fault_that_changed_nothing_is_listed_and_not_counted():
