@@ -63,7 +63,7 @@ def _faults(campaign: Campaign, structure: Structure) -> Iterator[tuple[Fault, i
 
 def _fault(entry: Entry, repeat: int, seed: int, structure: Structure, where: str) -> tuple[Fault, int]:
     """The fault of an entry, and the number of its prompt set."""
-    entry = {**entry, "layer": structure.layer(entry.get("layer"), where)}
+    entry = {**entry, "layer": _layer(entry, structure, where)}
     fault = fault_from(entry, where)
     structure.require_site(fault, where)
     name = content_hash(entry)
@@ -71,6 +71,12 @@ def _fault(entry: Entry, repeat: int, seed: int, structure: Structure, where: st
         with suppress(UsageError):  # a kind that draws nothing takes none
             fault = _with_draw(fault, field, 1 + stream_key(field, name, repeat, seed) % _SEED_BITS)
     return fault, stream_key("prompts", name, repeat) % _SEED_BITS
+
+
+def _layer(entry: Entry, structure: Structure, where: str) -> int:
+    if "layer" not in entry:
+        raise UsageError(f"{where}: a fault needs 'layer'")
+    return structure.layer(entry["layer"], where)
 
 
 def _with_draw(fault: Fault, field: str, value: int) -> Fault:
@@ -87,7 +93,7 @@ def _entries(grid: Grid, structure: Structure, where: str) -> Iterator[Entry]:
             if twice:
                 raise UsageError(f"{where}: '{twice[0]}' is given by two axes of the grid; give it in one")
             entry |= part
-        layer = structure.layer(entry.get("layer"), where)
+        layer = _layer(entry, structure, where)
         for site in structure.members(str(entry.get("site", "")), layer, where):
             yield {**entry, "site": site} if site else entry
 

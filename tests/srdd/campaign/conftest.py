@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -64,3 +65,9 @@ def write(tmp_path):
         return path
 
     return to_file
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path):
+    """A copy of the small checkpoint, to damage."""
+    return shutil.copytree(checkpoint, tmp_path / "copy")

@@ -115,7 +115,7 @@ def test_prompts_are_drawn_from_the_lines_of_a_file(structure):
         ({}, "the campaign has no case"),
         ({"grids": [grid(kind=["bias"], layer=[4])]}, "grids[0]: layer 4 must be 0 to 3, first, middle or last"),
         ({"grids": [grid(kind=["bias"], layer=["frist"])]}, "grids[0]: layer 'frist' must be"),
-        ({"grids": [grid(kind=["bias"])]}, "grids[0]: layer None must be"),
+        ({"grids": [grid(kind=["bias"])]}, "grids[0]: a fault needs 'layer'"),
         ({"grids": [grid(layer=[0])]}, "grids[0]: a fault needs 'kind'"),
         ({"grids": [grid(kind=["bais"], layer=[0])]}, "grids[0]: unknown fault kind 'bais'"),
         ({"grids": [grid(kind=["bias"], layr=[0])]}, "grids[0]: unknown key 'layr'"),

@@ -21,7 +21,6 @@ from srdd.campaign.run import default_jobs, parse_shard, plan_campaign, require_
 from srdd.campaign.workers import scan_all
 from srdd.cli import main
 from srdd.faults import Fault
-from tests.srdd.test_cli import copy  # noqa: F401 -- a fixture
 
 BACKEND = "cpu-reference"
 BIAS = {"kind": "bias", "layer": 2}
@@ -96,7 +95,7 @@ def test_the_scan_is_told_nothing_of_the_fault(scanner, monkeypatch):
     assert others == [case.prompts, "quick", loaded.directory]
 
 
-def test_a_campaign_needs_a_tokenizer(copy):  # noqa: F811 -- the fixture
+def test_a_campaign_needs_a_tokenizer(copy):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (copy / name).unlink()
     with pytest.raises(UsageError, match="a campaign needs a tokenizer"):
@@ -106,7 +105,7 @@ def test_a_campaign_needs_a_tokenizer(copy):  # noqa: F811 -- the fixture
 # -- what decides an outcome --------------------------------------------------------------------------------
 
 
-def test_another_weight_is_another_model(checkpoint, copy):  # noqa: F811 -- the fixture
+def test_another_weight_is_another_model(checkpoint, copy):
     backend = get_backend(BACKEND)
     before = provenance(backend, checkpoint)
     assert provenance(backend, copy) == before
@@ -147,7 +146,7 @@ def test_a_case_that_takes_too_long_is_given_up(setup):
     assert children() == []
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_run(copy):  # noqa: F811 -- the fixture
+def test_a_model_that_cannot_be_loaded_ends_the_run(copy):
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(ModelError, match="truncated"):
