@@ -41,13 +41,6 @@ EQUIVALENCES = (
         because="a fault that comes and goes makes runs on the same input differ, which is what these kinds are",
         applies=lambda fault: fault["every"] > 1 or fault["rate"] < 1,
     ),
-    Equivalence(
-        injected="stuck_at",
-        when="value = 0, all bits",
-        reported=("dead_zone",),
-        because="what is stuck at zero returns zero, as a dead zone does for every value below its threshold",
-        applies=lambda fault: fault["value"] == 0 and not fault["bits"],
-    ),
 )
 
 
