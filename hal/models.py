@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hal.backend import TorchBackend
-from hal.checkpoint import require_finite
+from hal.checkpoint import require_finite, weight_files
 from hal.errors import ModelError, UsageError, one_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,6 +60,17 @@ def load_model(
     return LoadedModel(model.to(backend.device).eval(), tokenizer, directory)
 
 
+def model_without_weights(directory: str | Path, trust_remote_code: bool = False) -> nn.Module:
+    """The model of the checkpoint in `directory` on torch's meta device: all its modules, and no memory. Raises
+    ModelError as `load_model` does, save for weights that are not finite.
+    """
+    directory = Path(directory)
+    weight_files(directory)
+    with _quiet_transformers():
+        config = _read_config(directory, trust_remote_code)
+        return _load(_loader(directory, config, trust_remote_code), directory, dtype="auto", device_map="meta")
+
+
 def parse_dtype(name: str) -> torch.dtype | str:
     """The torch dtype called `name`, or "auto"; raises UsageError for any other word."""
     if name == "auto":
@@ -99,13 +110,16 @@ def _read_config(directory: Path, trust_remote_code: bool) -> Any:
         raise ModelError(f"config.json in {directory} cannot be used: {_remote_hint(error)}") from error
 
 
-def _build(directory: Path, config: Any, dtype: torch.dtype | str, trust_remote_code: bool) -> nn.Module:
+def _loader(directory: Path, config: Any, trust_remote_code: bool) -> Callable[..., Any]:
     if trust_remote_code and getattr(config, "auto_map", None):
         from transformers import AutoModelForCausalLM
 
-        loader = partial(AutoModelForCausalLM.from_pretrained, directory, trust_remote_code=True)
-    else:
-        loader = partial(_architecture(config, directory).from_pretrained, directory, config=config)
+        return partial(AutoModelForCausalLM.from_pretrained, directory, trust_remote_code=True)
+    return partial(_architecture(config, directory).from_pretrained, directory, config=config)
+
+
+def _build(directory: Path, config: Any, dtype: torch.dtype | str, trust_remote_code: bool) -> nn.Module:
+    loader = _loader(directory, config, trust_remote_code)
     if getattr(config, "quantization_config", None) is None:  # quantisers want the real device
         # Without memory first: a config.json of some larger model would fill the host before it is found wrong.
         _load(loader, directory, dtype=dtype, device_map="meta")

@@ -1,4 +1,4 @@
-"""The command line: `python -m srdd [scan]`, `python -m srdd report`."""
+"""The command line: `python -m srdd [scan]`, `python -m srdd report`, `python -m srdd campaign`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hal.command_line import run_command
 from hal.errors import UsageError
 from hal.models import load_model, parse_dtype
 from hal.registry import get_backend
+from srdd.campaign.command import campaign_command
 from srdd.faults import Fault, parse_fault, simulate
 from srdd.files import require_writable
 from srdd.probes.measure import PROBES
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     explicit = bool(arguments) and (not arguments[0].startswith("-") or arguments[0] in ("--help", "-h"))
     return run_command(app, arguments if explicit else ["scan", *arguments], PROGRAM)
+
+
+app.command("campaign")(campaign_command)
 
 
 @app.callback(epilog="Exit codes: 0 healthy, 1 fault found, 2 wrong usage or input, 3 backend unavailable.")

@@ -11,7 +11,7 @@ from torch import nn
 from hal.errors import UsageError
 
 # What model code calls the constants of normalisations and of attention.
-_CONSTANTS = ("variance_epsilon", "eps", "epsilon", "scaling", "scale")
+CONSTANTS = ("variance_epsilon", "eps", "epsilon", "scaling", "scale")
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def change_constant(
     """Pass the number `name` of `module` (the first usual one when empty) through `corrupt` for the block. Raises
     UsageError when the module has no such number.
     """
-    held = [key for key in (_CONSTANTS if not name else (name,)) if isinstance(vars(module).get(key), (int, float))]
+    held = [key for key in (CONSTANTS if not name else (name,)) if isinstance(vars(module).get(key), (int, float))]
     if not held:
         numbers = [key for key, value in vars(module).items() if isinstance(value, float)]
         wanted = f"a constant '{name}'" if name else "an epsilon or a scale"

@@ -1,0 +1,59 @@
+"""What one scan of a campaign gave, as plain data: the only thing that scoring reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SCHEMA = "srdd-campaign-case/1"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One finding of a report, in its order."""
+
+    layer: int
+    site: str
+    operator: str
+    kind: str
+    label: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One case, by its `key`: the `case` as JSON, the full name of the module that its fault sat in (`place`, ""
+    for a clean control), how often the fault acted (`calls`) and how many elements it `changed`, and what the scan
+    found. `error` is "" or why there was no scan; then the rest is empty.
+    """
+
+    key: str
+    case: Mapping[str, Any]
+    place: str = ""
+    calls: int = 0
+    changed: int = 0
+    findings: tuple[Found, ...] = ()
+    forward_equivalents: float = 0.0
+    wall_s: float = 0.0
+    error: str = ""
+
+    @property
+    def fault(self) -> Mapping[str, Any] | None:
+        """The fault put in, None for a clean control."""
+        entry: Mapping[str, Any] | None = self.case["fault"]
+        return entry
+
+    def to_json(self) -> dict[str, Any]:
+        """The outcome as a JSON object."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def outcome_from(row: Mapping[str, Any]) -> Outcome:
+    """The outcome that `to_json` wrote; raises ValueError, KeyError or TypeError for anything else."""
+    values = dict(row)
+    if values.pop("schema") != SCHEMA:
+        raise ValueError(f"schema is not {SCHEMA}")
+    if "fault" not in values["case"]:
+        raise ValueError("the case has no fault entry")
+    return Outcome(**{**values, "findings": tuple(Found(**entry) for entry in values["findings"])})
