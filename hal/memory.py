@@ -9,7 +9,9 @@ import torch
 GIB = 2**30
 
 # torch has an exception of its own for some devices only; the host's allocator and other devices raise RuntimeError.
-_MESSAGE = re.compile(r"can't allocate memory|cannot allocate memory|unable to mmap|tried to allocate|os error 12", re.I)
+_MESSAGE = re.compile(
+    r"can't allocate memory|cannot allocate memory|unable to mmap|tried to allocate|os error 12", re.I
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
