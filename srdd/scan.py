@@ -58,6 +58,7 @@ def scan(
     target = (get_backend(backend) if isinstance(backend, str) else backend).for_model(model)
     ids = pack(tokenizer, require_prompts(list(prompts) if prompts is not None else list(DEFAULT), "prompts"), model)
     stack = find_layer_stack(model)
+    _require_one_stream(model)
     replay = None
     if level == "full":
         replay = HostReplay(model, stack, Path(checkpoint) if checkpoint else None, seed)
@@ -92,6 +93,14 @@ def require_options(level: str, probes: Sequence[str]) -> None:
     unknown = sorted(set(probes) - set(PROBES))
     if unknown or not probes:
         raise UsageError(f"unknown probes {', '.join(unknown) or '(none given)'}: choose from {', '.join(PROBES)}")
+
+
+def _require_one_stream(model: nn.Module) -> None:
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and _accepts(model, "decoder_input_ids"):
+        raise ModelError(
+            f"{type(model).__name__} is an encoder with a decoder, and a scan walks one stack of layers: "
+            "scan its encoder, model.get_encoder()"
+        )
 
 
 class _Scan:
