@@ -1,11 +1,11 @@
 """How many forward passes a scan of the device takes, beside the earlier procedure of 11 for each layer.
 
-The earlier procedure judges one layer at a time and runs the whole model for every number it needs: 11 passes a layer, 308
-at 28 layers. Its documents give the sum; the division below is ours: one reference, four repeats (instability), three
-random perturbations of the layer's input (gain), an offset each way and their repeat (minimum and maximum gain). Both
-are counted the same way, by the calls that the layers' innermost modules really got, over those of one pass. Host replay
-runs on the host's copies and adds none; its time is the difference between the two levels. Exit code 1 when the full
-scan takes more than `1 / --least` of the earlier procedure's passes.
+The earlier procedure judges one layer at a time and runs the whole model for every number it needs: 11 passes a
+layer, 308 at 28 layers. Its documents give the sum; the division here is ours: one reference, four repeats
+(instability), three random perturbations of the layer's input (gain), three offsets (minimum and maximum gain). Both
+are counted the same way, by the calls that the layers' innermost modules really got, over those of one pass. Host
+replay runs on the host's copies and adds none; its time is the difference between the two levels. Exit code 1 when the
+earlier procedure takes less than `--least` times the passes of the full scan.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def earlier_procedure(model: nn.Module, stack: LayerStack, ids: torch.Tensor) ->
     return [_statistics(model, layer, ids, generator) for layer in stack.layers]
 
 
-def _statistics(
-    model: nn.Module, layer: nn.Module, ids: torch.Tensor, generator: torch.Generator
-) -> dict[str, float]:
+def _statistics(model: nn.Module, layer: nn.Module, ids: torch.Tensor, generator: torch.Generator) -> dict[str, float]:
     def respond(change: torch.Tensor | float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
         return _whole_pass(model, layer, ids, change)
 

@@ -14,14 +14,13 @@ INSIDE = 4  # bins next to the edge that say what the edge should hold
 
 def measure_shape(samples: LayerSamples) -> Shape:
     """The statistics of the output; identical rows count once, because equal tokens give equal rows without any
-    fault. What the layer inherits is not its own: ties are counted among rows whose inputs differ, and zeros where
-    the input was none.
+    fault. What the layer inherits is not its own: ties are counted among different inputs, and zeros where the
+    input was none.
     """
     values, rows = np.unique(samples.output, axis=0, return_index=True)
+    given = samples.stream[rows]
     magnitude = np.abs(values).ravel()
     top = float(magnitude.max())
-    distinct = _distinct_inputs(samples)
-    highest = float(distinct.max())
     nonzero = magnitude[magnitude > 0]
     middle = float(np.median(nonzero)) if nonzero.size else 0.0
     return Shape(
@@ -29,18 +28,12 @@ def measure_shape(samples: LayerSamples) -> Shape:
         maximum=top,
         kurtosis=float(stats.kurtosis(values.ravel())) if values.std() > 0 else 0.0,
         pile_up=_pile_up(magnitude, top),
-        ties=int((distinct == highest).sum()) if highest else 0,  # of zeros there is no largest
-        ties_expected=_chance_ties(distinct, highest, samples.unit_roundoff),
-        zeros=int(((values == 0) & (samples.stream[rows] != 0)).sum()),
+        ties=int(np.unique(given[np.abs(values) == top]).size) if top else 0,  # all zero: no largest
+        ties_expected=_chance_ties(magnitude, top, samples.unit_roundoff),
+        zeros=int(((values == 0) & (given != 0)).sum()),
         small=int((nonzero < middle / 2).sum()),
         elements=int(magnitude.size),
     )
-
-
-def _distinct_inputs(samples: LayerSamples) -> Array:
-    """Magnitudes of the output rows, one for each different input row."""
-    _, first = np.unique(samples.stream, axis=0, return_index=True)
-    return np.abs(np.unique(samples.output[first], axis=0)).ravel()
 
 
 def _pile_up(magnitude: Array, top: float) -> float:

@@ -1,8 +1,9 @@
 """Run the command line in a process whose memory is limited to what it holds now and a little more.
 
-Arguments: which limit (AS as `ulimit -v`, DATA as `ulimit -d`), MiB beyond what is held, or of the whole limit where it
-starts with "=", a small checkpoint to warm up with, and the arguments of `python -m srdd`. What a process holds before
-any model, about a gigabyte of address space, is the libraries' own code and arenas, so a first scan brings all of it in.
+Arguments: which limit (AS as `ulimit -v`, DATA as `ulimit -d`), MiB beyond what is held, or of the whole limit where
+it starts with "=", a small checkpoint to warm up with, and the arguments of `python -m srdd`. What a process holds
+before any model is the libraries' own code and arenas, more than a gigabyte of address space: a first scan brings all
+of it in, so that the limit is on what the model and its scan take.
 """
 
 from __future__ import annotations
