@@ -78,6 +78,19 @@ def test_an_injected_fault_is_found_as_in_the_loaded_model(saved, fault):
     assert streamed.findings[0].layer == parse_fault(fault).layer
 
 
+def test_a_fault_in_a_weight_that_is_not_there_yet_is_found_as_in_the_loaded_model(saved):
+    fault = "bit_flip@1:site=mlp.down_proj,parameter=weight,units=1,bits=30"
+    directory = saved("qwen2")
+    backend = get_backend("cpu-reference")
+    loaded = stream_model(directory, backend)
+    with simulate(loaded.model, [parse_fault(fault)]):
+        streamed = srdd.scan(loaded.model, loaded.tokenizer, backend, SHORT, checkpoint=directory)
+    assert measured(streamed) == measured(loaded_scan(directory, [fault], prompts=SHORT))
+    assert (streamed.findings[0].layer, streamed.findings[0].kind) == (1, "bit_flip")
+    clean = srdd.scan(loaded.model, loaded.tokenizer, backend, SHORT, "quick", checkpoint=directory)
+    assert clean.verdict == "healthy"
+
+
 def test_the_command_line_streams(saved, capsys):
     arguments = [
         "--backend",
