@@ -134,6 +134,10 @@ class TorchBackend:
             total=int(module.mem_get_info(index)[1]),
         )
 
+    def free_memory(self) -> int:
+        """How many more bytes this process can take on the device, as far as is known."""
+        return int(self._module.mem_get_info(self.index)[0])
+
     def reset_peak_memory(self) -> None:
         """Start a new measurement of `memory().peak`."""
         self._module.reset_peak_memory_stats(self.index)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +15,8 @@ from hal.errors import ModelError, one_line
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# Of what a model can be built in; other formats in a file belong to quantisers.
+_FLOATING = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -42,7 +46,7 @@ def require_directory(directory: Path) -> None:
 def require_finite(directory: Path) -> None:
     """Raise ModelError that names the first weight with NaN or infinity; reads one tensor at a time."""
     for file in weight_files(directory):
-        with safe_open(file, framework="pt") as tensors:
+        with open_weights(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 -- safe_open is no mapping
                 weight = tensors.get_tensor(name)
                 if weight.is_floating_point() and not _all_finite(weight):
@@ -84,9 +88,16 @@ def _indexed_names(index: Path) -> list[str]:
     return sorted(names)
 
 
+def open_weights(file: Path) -> Any:
+    """The safetensors file opened for reading one tensor at a time. Read, not mapped: a mapping takes the whole
+    file's address space, which is what a limit on memory counts.
+    """
+    return safe_open(file, framework="pt", backend="pread")
+
+
 def _open_check(file: Path) -> None:
     try:
-        with safe_open(file, framework="pt"):
+        with open_weights(file):
             pass
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file} is truncated or not safetensors ({one_line(error)}): copy it again") from error
@@ -95,13 +106,12 @@ def _open_check(file: Path) -> None:
 class CheckpointWeights:
     """The weights of a checkpoint directory by name, read one at a time. Names are tried as they are, and
     without or with their first part, because checkpoints of a bare model and of one with a head differ in that.
+    `slices` holds every weight under its stored name, unread: indexing one with `[...]` reads it.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._file_of: dict[str, Path] = {}
-        for file in weight_files(directory):
-            with safe_open(file, framework="pt") as tensors:
-                self._file_of.update(dict.fromkeys(tensors.keys(), file))
+        opened = [open_weights(file) for file in weight_files(directory)]
+        self.slices: dict[str, Any] = {name: file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118 -- no mapping
 
     def tensor(self, name: str) -> torch.Tensor | None:
         """The weight called `name` on the host, in the checkpoint's dtype, or None when no weight has that
@@ -110,14 +120,26 @@ class CheckpointWeights:
         stored = self._stored_name(name)
         if stored is None:
             return None
-        with safe_open(self._file_of[stored], framework="pt") as tensors:
-            weight: torch.Tensor = tensors.get_tensor(stored)
+        weight: torch.Tensor = self.slices[stored][...]
         return weight
+
+    def shape(self, stored: str) -> tuple[int, ...]:
+        """The shape of the weight stored as `stored`, without reading it."""
+        return tuple(self.slices[stored].get_shape())
+
+    def elements(self) -> int:
+        """How many elements all weights have together."""
+        return sum(math.prod(self.shape(name)) for name in self.slices)
+
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of the first weight in a floating-point format that models are built in, None without one."""
+        found = (_FLOATING.get(weight.get_dtype()) for weight in self.slices.values())
+        return next((dtype for dtype in found if dtype is not None), None)
 
     def _stored_name(self, name: str) -> str | None:
         bare = name.partition(".")[2]
         candidates = [name, bare, *(f"{prefix}.{name}" for prefix in self._prefixes())]
-        return next((candidate for candidate in candidates if candidate in self._file_of), None)
+        return next((candidate for candidate in candidates if candidate in self.slices), None)
 
     def _prefixes(self) -> set[str]:
-        return {stored.partition(".")[0] for stored in self._file_of}
+        return {stored.partition(".")[0] for stored in self.slices}

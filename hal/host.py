@@ -37,5 +37,15 @@ class HostBackend(TorchBackend):
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return MemoryStats(psutil.Process().memory_info().rss, peak_kib * 1024, psutil.virtual_memory().total)
 
+    def free_memory(self) -> int:
+        """What the machine has left, or less where a limit on this process (`ulimit -v`, `ulimit -d`) leaves less."""
+        used = psutil.Process().memory_info()
+        left = [psutil.virtual_memory().available]
+        for limit, taken in ((resource.RLIMIT_AS, used.vms), (resource.RLIMIT_DATA, used.data)):
+            allowed = resource.getrlimit(limit)[0]
+            if allowed != resource.RLIM_INFINITY:
+                left.append(max(allowed - taken, 0))
+        return min(left)
+
     def reset_peak_memory(self) -> None:
         """Do nothing: the operating system keeps the peak of a process for its whole life."""

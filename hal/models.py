@@ -14,10 +14,13 @@ import torch
 from torch import nn
 
 from hal.backend import TorchBackend
-from hal.checkpoint import require_finite, weight_files
+from hal.checkpoint import CheckpointWeights, require_finite, weight_files
 from hal.errors import ModelError, UsageError, one_line
+from hal.memory import GIB, out_of_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_STREAM = "scan it layer by layer (python -m srdd --stream), or free memory"
 
 # Mismatches are let through to be reported by name: transformers itself names none.
 _LOADING: dict[str, Any] = {
@@ -48,16 +51,16 @@ def load_model(
     UsageError for an unknown or unsupported dtype.
     """
     directory = Path(directory)
-    target = parse_dtype(dtype)
-    if target != "auto" and target not in backend.dtypes:
-        raise UsageError(f"backend '{backend.name}' does not support dtype {dtype}; it declares {_names(backend)}")
-    require_finite(directory)
-    with _quiet_transformers():
-        config = _read_config(directory, trust_remote_code)
+    target = requested_dtype(dtype, backend)
+    files = weight_files(directory)
+    with quiet_transformers():
+        config = read_config(directory, trust_remote_code)
+        _require_memory(directory, files, config, target, backend)
+        require_finite(directory)
         model = _build(directory, config, target, trust_remote_code)
-        tokenizer = _read_tokenizer(directory, trust_remote_code)
-    _require_supported(model, backend)
-    return LoadedModel(model.to(backend.device).eval(), tokenizer, directory)
+        tokenizer = read_tokenizer(directory, trust_remote_code)
+    require_supported(model, backend)
+    return LoadedModel(_moved(model, directory, backend).eval(), tokenizer, directory)
 
 
 def model_without_weights(directory: str | Path, trust_remote_code: bool = False) -> nn.Module:
@@ -66,9 +69,9 @@ def model_without_weights(directory: str | Path, trust_remote_code: bool = False
     """
     directory = Path(directory)
     weight_files(directory)
-    with _quiet_transformers():
-        config = _read_config(directory, trust_remote_code)
-        return _load(_loader(directory, config, trust_remote_code), directory, dtype="auto", device_map="meta")
+    with quiet_transformers():
+        config = read_config(directory, trust_remote_code)
+        return load_complete(_loader(directory, config, trust_remote_code), directory, dtype="auto", device_map="meta")
 
 
 def parse_dtype(name: str) -> torch.dtype | str:
@@ -80,13 +83,60 @@ def parse_dtype(name: str) -> torch.dtype | str:
     return DTYPES[name]
 
 
-def _require_supported(model: nn.Module, backend: TorchBackend) -> None:
+def requested_dtype(name: str, backend: TorchBackend) -> torch.dtype | str:
+    """The dtype called `name`, or "auto"; raises UsageError for one that is unknown or that `backend` lacks."""
+    target = parse_dtype(name)
+    if target != "auto" and target not in backend.dtypes:
+        raise UsageError(f"backend '{backend.name}' does not support dtype {name}; it declares {_names(backend)}")
+    return target
+
+
+def resolve_dtype(target: torch.dtype | str, config: Any, weights: CheckpointWeights) -> torch.dtype:
+    """The dtype that a model is built in: the one asked for, or for "auto" what the configuration says, or else
+    what the weights are stored in.
+    """
+    if isinstance(target, torch.dtype):
+        return target
+    configured = getattr(config, "dtype", None)
+    if isinstance(configured, str):
+        configured = getattr(torch, configured, None)
+    return configured or weights.dtype() or torch.get_default_dtype()
+
+
+def require_supported(model: nn.Module, backend: TorchBackend) -> None:
+    """Raise UsageError that names the first weight in a dtype that `backend` does not declare."""
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and weight.dtype not in backend.dtypes:
             raise UsageError(
                 f"weight '{name}' is {_short(weight.dtype)}, which backend '{backend.name}' does not support: "
                 f"pass --dtype with one of {_names(backend)}"
             )
+
+
+def _require_memory(
+    directory: Path, files: list[Path], config: Any, target: torch.dtype | str, backend: TorchBackend
+) -> None:
+    """Refuse a model that cannot fit before the system ends the process for trying."""
+    if getattr(config, "quantization_config", None) is None:
+        weights = CheckpointWeights(directory)
+        needed = weights.elements() * resolve_dtype(target, config, weights).itemsize
+    else:
+        needed = sum(file.stat().st_size for file in files)
+    free = backend.free_memory()
+    if needed > free:
+        raise ModelError(
+            f"checkpoint {directory} needs {needed / GIB:.2f} GiB and {backend.device} has {free / GIB:.2f} GiB "
+            f"free: {_STREAM}"
+        )
+
+
+def _moved(model: nn.Module, directory: Path, backend: TorchBackend) -> nn.Module:
+    try:
+        return model.to(backend.device)
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise ModelError(f"checkpoint {directory} does not fit into {backend.device}: {_STREAM}") from error
+        raise
 
 
 def _names(backend: TorchBackend) -> str:
@@ -101,7 +151,8 @@ def _short(dtype: torch.dtype) -> str:
 # hands its cause on inside a ModelError.
 
 
-def _read_config(directory: Path, trust_remote_code: bool) -> Any:
+def read_config(directory: Path, trust_remote_code: bool) -> Any:
+    """The configuration in `directory`, or ModelError."""
     from transformers import AutoConfig
 
     try:
@@ -115,21 +166,26 @@ def _loader(directory: Path, config: Any, trust_remote_code: bool) -> Callable[.
         from transformers import AutoModelForCausalLM
 
         return partial(AutoModelForCausalLM.from_pretrained, directory, trust_remote_code=True)
-    return partial(_architecture(config, directory).from_pretrained, directory, config=config)
+    return partial(architecture_of(config, directory).from_pretrained, directory, config=config)
 
 
 def _build(directory: Path, config: Any, dtype: torch.dtype | str, trust_remote_code: bool) -> nn.Module:
     loader = _loader(directory, config, trust_remote_code)
     if getattr(config, "quantization_config", None) is None:  # quantisers want the real device
         # Without memory first: a config.json of some larger model would fill the host before it is found wrong.
-        _load(loader, directory, dtype=dtype, device_map="meta")
-    return _load(loader, directory, dtype=dtype)
+        load_complete(loader, directory, dtype=dtype, device_map="meta")
+    return load_complete(loader, directory, dtype=dtype)
 
 
-def _load(loader: Callable[..., Any], directory: Path, **options: Any) -> nn.Module:
+def load_complete(loader: Callable[..., Any], directory: Path, **options: Any) -> nn.Module:
+    """The module that `loader`, a `from_pretrained`, gives with `options`; raises ModelError where it fails or
+    leaves a weight at random values.
+    """
     try:
         model, loading = loader(**_LOADING, **options)
     except Exception as error:
+        if out_of_memory(error):
+            raise ModelError(f"checkpoint {directory} does not fit into memory: {_STREAM}") from error
         raise ModelError(f"checkpoint {directory} cannot be loaded: {_remote_hint(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"loading gave a {type(model).__name__}, not a torch module")
@@ -158,7 +214,10 @@ def _others(keys: list[Any]) -> str:
     return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
 
 
-def _architecture(config: Any, directory: Path) -> Any:
+def architecture_of(config: Any, directory: Path) -> Any:
+    """The transformers class that `config` names, or AutoModel where it names none; ModelError where there is no
+    such class.
+    """
     import transformers
 
     names = getattr(config, "architectures", None) or []
@@ -178,7 +237,8 @@ def _architecture(config: Any, directory: Path) -> Any:
     return transformers.AutoModel
 
 
-def _read_tokenizer(directory: Path, trust_remote_code: bool) -> Any | None:
+def read_tokenizer(directory: Path, trust_remote_code: bool) -> Any | None:
+    """The tokenizer in `directory`, None where there is none, or ModelError."""
     from transformers import AutoTokenizer
 
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
@@ -197,7 +257,8 @@ def _remote_hint(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from logging and drawing bars in the block."""
     from transformers.utils import logging as transformers_logging
 
     before = transformers_logging.get_verbosity()

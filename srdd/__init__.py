@@ -4,6 +4,6 @@ itself.
 
 import hal  # noqa: F401  -- must come before torch: it keeps a broken device extension from breaking the import
 from srdd.report import Report, load_report
-from srdd.scan import scan
+from srdd.scan import scan, scan_checkpoint
 
-__all__ = ["Report", "load_report", "scan"]
+__all__ = ["Report", "load_report", "scan", "scan_checkpoint"]

@@ -15,6 +15,7 @@ from hal.command_line import run_command
 from hal.errors import UsageError
 from hal.models import load_model, parse_dtype
 from hal.registry import get_backend
+from hal.streaming import stream_model
 from srdd.campaign.command import campaign_command
 from srdd.faults import Fault, parse_fault, simulate
 from srdd.files import require_writable
@@ -65,6 +66,9 @@ def scan_command(
     inject: Annotated[
         list[str] | None, typer.Option(help="Simulate a fault, KIND@LAYER[:key=value,...]; may be repeated.")
     ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Hold one layer at a time, for models larger than memory.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict line only.")] = False,
     trust_remote_code: Annotated[
@@ -80,7 +84,8 @@ def scan_command(
     texts = read_prompts(prompts) if prompts else None
     if json is not None:
         require_writable(json)
-    loaded = load_model(model or model_dir(), target, dtype, trust_remote_code)
+    load = stream_model if stream else load_model
+    loaded = load(model or model_dir(), target, dtype, trust_remote_code)
     if texts is not None and loaded.tokenizer is None:
         raise UsageError(f"--prompts needs a tokenizer and {loaded.directory} has none: leave --prompts out")
     with simulate(loaded.model, faults) as active, _progress(quiet) as progress:

@@ -63,8 +63,7 @@ def diagnose(measurements: Measurements) -> Diagnosis:
         for layer, evidence in zip(measurements.layers, weighed, strict=True)
         if evidence and evidence[0].excess > 1
     ]
-    if measurements.layers and not measurements.layers[0].finite_input:
-        accused.insert(0, (measurements.layers[0], [Evidence("finite", math.inf, 1.0)]))
+    accused = [*((layer, [Evidence("finite", math.inf, 1.0)]) for layer in _spoilt_inputs(measurements)), *accused]
     accused.sort(key=lambda entry: -entry[1][0].excess)
     findings = tuple(_finding(rank, layer, alarms, known) for rank, (layer, alarms) in enumerate(accused, start=1))
     scores = tuple(evidence[0].excess if evidence else 0.0 for evidence in weighed)
@@ -84,6 +83,13 @@ def kurtosis_edges(layers: Sequence[LayerMeasurement]) -> list[float]:
     centre = median(known)
     spread = 1.4826 * median(abs(step - centre) for step in known)
     return [(step - centre) / max(spread, 1e-9) if math.isfinite(step) else 0.0 for step in steps]
+
+
+def _spoilt_inputs(measurements: Measurements) -> list[LayerMeasurement]:
+    """The layers that were given values that are not finite although the layer before returned finite ones."""
+    layers = measurements.layers
+    sound = [True, *(layer.finite_output for layer in layers)]
+    return [layer for layer, before in zip(layers, sound, strict=False) if before and not layer.finite_input]
 
 
 def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: Collection[str]) -> Finding:

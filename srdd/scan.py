@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from hal.backend import NumericMode, TorchBackend
-from hal.errors import ModelError, UsageError
+from hal.errors import ModelError, UsageError, one_line
+from hal.memory import out_of_memory
 from hal.registry import get_backend
+from hal.streaming import stream_model
 from hal.structure import LayerStack, evaluation_mode, find_layer_stack
 from srdd.batch import pack
 from srdd.diagnose import diagnose
@@ -56,10 +58,32 @@ def scan(
     target = (get_backend(backend) if isinstance(backend, str) else backend).for_model(model)
     ids = pack(tokenizer, require_prompts(list(prompts) if prompts is not None else list(DEFAULT), "prompts"), model)
     stack = find_layer_stack(model)
+    _require_one_stream(model)
     replay = None
     if level == "full":
         replay = HostReplay(model, stack, Path(checkpoint) if checkpoint else None, seed)
     return _Scan(model, stack, target, ids, tuple(probes), replay, seed, progress).run()
+
+
+def scan_checkpoint(
+    directory: str | Path,
+    backend: str | TorchBackend = "cpu-reference",
+    prompts: Sequence[str] | None = None,
+    level: str = "full",
+    probes: Sequence[str] = PROBES,
+    seed: int = 0,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Scan the checkpoint in `directory` without ever holding more of it than what lies outside its layers, and one
+    layer. The measurements are those of `scan`, whose arguments these are; `dtype` and `trust_remote_code` are
+    those of `hal.models.load_model`.
+    """
+    require_options(level, probes)
+    target = get_backend(backend) if isinstance(backend, str) else backend
+    loaded = stream_model(directory, target, dtype, trust_remote_code)
+    return scan(loaded.model, loaded.tokenizer, target, prompts, level, probes, seed, loaded.directory, progress)
 
 
 def require_options(level: str, probes: Sequence[str]) -> None:
@@ -69,6 +93,14 @@ def require_options(level: str, probes: Sequence[str]) -> None:
     unknown = sorted(set(probes) - set(PROBES))
     if unknown or not probes:
         raise UsageError(f"unknown probes {', '.join(unknown) or '(none given)'}: choose from {', '.join(PROBES)}")
+
+
+def _require_one_stream(model: nn.Module) -> None:
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and _accepts(model, "decoder_input_ids"):
+        raise ModelError(
+            f"{type(model).__name__} is an encoder with a decoder, and a scan walks one stack of layers: "
+            "scan its encoder, model.get_encoder()"
+        )
 
 
 class _Scan:
@@ -108,7 +140,7 @@ class _Scan:
             self._backend.numeric_mode(NumericMode(deterministic=True)),
         ):
             environment = self._environment()
-            walk.run(self._forward)
+            self._walk(walk)
         if not self._rows:
             raise ModelError(f"no layer of {self._stack.path} ran during the model's forward pass: nothing to scan")
         measurements = self._measurements()
@@ -116,6 +148,17 @@ class _Scan:
         level = "full" if self._replay else "quick"
         name = _model_name(self._model)
         return Report(measurements, diagnose(measurements), cost, self._backend.name, name, level, environment)
+
+    def _walk(self, walk: Walk) -> None:
+        try:
+            walk.run(self._forward)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UsageError(
+                f"memory ran out after {len(self._rows)} of {len(self._stack)} layers ({one_line(error)[:200]}): give "
+                "the scan more memory, fewer prompts or --level quick, or stream the model (--stream)"
+            ) from error
 
     def _measurements(self) -> Measurements:
         dtype = _dtype_of(self._model)

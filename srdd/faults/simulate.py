@@ -80,7 +80,7 @@ def _attach(hooks: Hooks, changes: ExitStack, stack: LayerStack, entry: ActiveFa
     if fault.kind == "wrong_constant":
         changes.enter_context(change_constant(hooks.module(site), site, fault.attribute, entry))
     elif fault.parameter:
-        changes.enter_context(corrupt_parameter(hooks.module(site), site, fault.parameter, entry))
+        changes.enter_context(corrupt_parameter(layer, hooks.module(site), site, fault.parameter, entry))
     elif fault.operator:
         hooks.transform_operator(site, fault.operator, entry)
     else:

@@ -16,22 +16,49 @@ CONSTANTS = ("variance_epsilon", "eps", "epsilon", "scaling", "scale")
 
 @contextmanager
 def corrupt_parameter(
-    module: nn.Module, site: str, name: str, corrupt: Callable[[torch.Tensor], torch.Tensor]
+    layer: nn.Module, module: nn.Module, site: str, name: str, corrupt: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:
-    """Overwrite parameter `name` of `module` by `corrupt` of it for the block; its bits come back afterwards. Raises
-    UsageError when there is no such floating-point parameter.
+    """Overwrite parameter `name` of `module`, in `layer`, by `corrupt` of it for the block; its bits come back
+    afterwards. Raises UsageError when there is no such floating-point parameter.
     """
     parameter = dict(module.named_parameters()).get(name)
     if parameter is None or not parameter.is_floating_point():
         known = ", ".join(key for key, value in module.named_parameters() if value.is_floating_point())
         raise UsageError(f"'{site}' has no floating-point parameter '{name}'; it has: {known or 'none'}")
-    data = parameter.detach()
-    before = data.clone()
-    data.copy_(corrupt(before))
+    overwritten = _Overwritten(module, name, corrupt)
+    if parameter.is_meta:  # a streamed layer, whose weights come when it runs
+        handle = layer.register_forward_pre_hook(lambda *_: overwritten.follow())
+    else:
+        handle = None
+        overwritten.follow()
     try:
         yield
     finally:
-        data.copy_(before)
+        if handle is not None:
+            handle.remove()
+        overwritten.restore()
+
+
+class _Overwritten:
+    """A parameter and the bits it had: `follow` overwrites whatever tensor the module holds now, once."""
+
+    def __init__(self, module: nn.Module, name: str, corrupt: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._module = module
+        self._name = name
+        self._corrupt = corrupt
+        self._held: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def follow(self) -> None:
+        parameter = self._module.get_parameter(self._name)
+        if self._held is None or self._held[0] is not parameter:
+            before = parameter.detach().clone()
+            self._held = parameter, before
+            parameter.detach().copy_(self._corrupt(before))
+
+    def restore(self) -> None:
+        if self._held is not None:
+            parameter, before = self._held
+            parameter.detach().copy_(before)
 
 
 @contextmanager

@@ -13,10 +13,12 @@ INSIDE = 4  # bins next to the edge that say what the edge should hold
 
 
 def measure_shape(samples: LayerSamples) -> Shape:
-    """The statistics of the output alone; identical rows count once, because equal tokens give equal rows
-    without any fault.
+    """The statistics of the output; identical rows count once, because equal tokens give equal rows without any
+    fault. What the layer inherits is not its own: ties are counted among different inputs, and zeros where the
+    input was none.
     """
-    values = np.unique(samples.output, axis=0)
+    values, rows = np.unique(samples.output, axis=0, return_index=True)
+    given = samples.stream[rows]
     magnitude = np.abs(values).ravel()
     top = float(magnitude.max())
     nonzero = magnitude[magnitude > 0]
@@ -26,9 +28,9 @@ def measure_shape(samples: LayerSamples) -> Shape:
         maximum=top,
         kurtosis=float(stats.kurtosis(values.ravel())) if values.std() > 0 else 0.0,
         pile_up=_pile_up(magnitude, top),
-        ties=int((magnitude == top).sum()),
+        ties=int(np.unique(given[np.abs(values) == top]).size) if top else 0,  # all zero: no largest
         ties_expected=_chance_ties(magnitude, top, samples.unit_roundoff),
-        zeros=int(magnitude.size - nonzero.size),
+        zeros=int(((values == 0) & (given != 0)).sum()),
         small=int((nonzero < middle / 2).sum()),
         elements=int(magnitude.size),
     )

@@ -246,6 +246,19 @@ def test_config_of_a_much_larger_model_is_refused_before_it_fills_the_memory(che
     assert "has shape (300, 64) and the model needs (151936, 4096)" in refusal(checkpoint, cpu)
 
 
+class Small(hal.HostBackend):
+    name = "small"
+
+    def free_memory(self):
+        return 2**16
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_model_larger_than_what_is_free_is_refused_with_both_sizes(checkpoint, dtype):
+    message = refusal(checkpoint, Small(), dtype=dtype)
+    assert f"checkpoint {checkpoint} needs 0.00 GiB and cpu has 0.00 GiB free: scan it layer by layer" in message
+
+
 CONFIGS = {
     "not_json": "{",
     "a_list": "[1]",

@@ -100,6 +100,12 @@ def unmeasured(index, finite_input, finite_output):
     return LayerMeasurement(index, f"model.layers.{index}", finite_input, finite_output)
 
 
+def test_values_spoilt_between_two_layers_are_blamed_on_the_way_into_the_second():
+    rows = {"row_2": unmeasured(2, False, False), "row_3": unmeasured(3, False, False)}
+    [finding] = diagnose(healthy_stack(4, **rows)).findings
+    assert (finding.layer, finding.kind, finding.site) == (2, "non_finite", "input of model.layers.2")
+
+
 def test_values_that_are_not_finite_are_blamed_on_the_layer_where_they_appear():
     rows = [layer(0), layer(1), unmeasured(2, True, False), unmeasured(3, False, False), unmeasured(4, False, False)]
     diagnosis = diagnose(measurements(*rows))

@@ -23,7 +23,11 @@ def rounded(values, unit_roundoff):
 
 
 def shape_of(output, unit_roundoff=U["float32"]):
-    return measure_shape(LayerSamples(np.zeros_like(output), output, unit_roundoff))
+    return measure_shape(LayerSamples(normal(*output.shape, seed=99), output, unit_roundoff))
+
+
+def shape_after(stream, output):
+    return measure_shape(LayerSamples(stream, output, U["float32"]))
 
 
 def test_kurtosis_is_fishers():
@@ -91,3 +95,18 @@ def test_an_all_zero_layer_has_a_shape():
 def test_a_single_value_has_a_shape():
     shape = shape_of(np.array([[3.0]]))
     assert (shape.ties, shape.zeros, shape.kurtosis) == (1, 0, 0)
+
+
+def test_rows_with_one_input_count_once_among_the_ties():
+    stream = np.full((50, 8), 3.0)
+    output = stream + 0.5 * np.arange(8) + 1e-6 * normal(50, 8)
+    output[:, 7] = 9.0
+    assert shape_after(stream, output).ties == 1
+
+
+def test_zeros_that_came_in_as_zeros_are_not_the_layers_own():
+    stream = normal(50, 8)
+    stream[:, 2] = 0
+    output = stream.copy()
+    output[:, 5] = 0
+    assert shape_after(stream, output).zeros == 50
