@@ -16,10 +16,11 @@ from hal.errors import UsageError
 from hal.models import load_model, parse_dtype
 from hal.registry import get_backend
 from srdd.faults import Fault, parse_fault, simulate
-from srdd.files import require_writable
+from srdd.files import require_outputs
 from srdd.probes.measure import PROBES
 from srdd.prompts import read_prompts
 from srdd.report import Report, load_report
+from srdd.report.output import write_report
 from srdd.report.text import print_report
 from srdd.scan import require_options, scan
 
@@ -62,6 +63,7 @@ def scan_command(
         list[str] | None, typer.Option(help="Simulate a fault, KIND@LAYER[:key=value,...]; may be repeated.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page with plots.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict line only.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
@@ -74,8 +76,7 @@ def scan_command(
     parse_dtype(dtype)
     faults = [parse_fault(text) for text in inject or []]
     texts = read_prompts(prompts) if prompts else None
-    if json is not None:
-        require_writable(json)
+    require_outputs([path for path in (json, html) if path])
     loaded = load_model(model or model_dir(), target, dtype, trust_remote_code)
     if texts is not None and loaded.tokenizer is None:
         raise UsageError(f"--prompts needs a tokenizer and {loaded.directory} has none: leave --prompts out")
@@ -92,8 +93,7 @@ def scan_command(
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     _require_hits([entry.fault for entry in active if entry.calls == 0])
-    if json is not None:
-        report.save(json)
+    write_report(report, json, html)
     return _show(report, quiet)
 
 
@@ -103,11 +103,17 @@ def report_command(
     rediagnose: Annotated[
         bool, typer.Option("--rediagnose", help="Judge the measurements by the present rules.")
     ] = False,
+    json: Annotated[Path | None, typer.Option(help="Write it as JSON again, as now judged.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write it as one HTML page with plots.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict line only.")] = False,
 ) -> int:
     """Show a saved report again, without the model."""
+    require_outputs([path for path in (json, html) if path])
     report = load_report(file)
-    return _show(report.rediagnosed() if rediagnose else report, quiet)
+    if rediagnose:
+        report = report.rediagnosed()
+    write_report(report, json, html)
+    return _show(report, quiet)
 
 
 def _show(report: Report, quiet: bool) -> int:
