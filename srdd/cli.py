@@ -1,4 +1,4 @@
-"""The command line: `python -m srdd [scan]`, `python -m srdd report`."""
+"""The command line: `python -m srdd [scan]`, and the other verbs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from hal.command_line import run_command
 from hal.errors import UsageError
 from hal.models import load_model, parse_dtype
 from hal.registry import get_backend
-from srdd.faults import Fault, parse_fault, simulate
+from srdd.faults import parse_fault, simulate
 from srdd.files import require_outputs
+from srdd.options import require_acted
 from srdd.probes.measure import PROBES
 from srdd.prompts import read_prompts
 from srdd.report import Report, load_report
 from srdd.report.output import write_report
 from srdd.report.text import print_report
 from srdd.scan import require_options, scan
+from srdd.verify_fix.command import verify_fix_command
 
 PROGRAM = "python -m srdd"
 HEALTHY, FAULTY = 0, 1
@@ -92,7 +94,7 @@ def scan_command(
             checkpoint=loaded.directory,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    _require_hits([entry.fault for entry in active if entry.calls == 0])
+    require_acted(active)
     write_report(report, json, html)
     return _show(report, quiet)
 
@@ -116,6 +118,9 @@ def report_command(
     return _show(report, quiet)
 
 
+app.command("verify-fix")(verify_fix_command)
+
+
 def _show(report: Report, quiet: bool) -> int:
     console = Console()
     if quiet:
@@ -125,15 +130,6 @@ def _show(report: Report, quiet: bool) -> int:
     else:
         print_report(report, console)
     return FAULTY if report.findings else HEALTHY
-
-
-def _require_hits(missed: list[Fault]) -> None:
-    if missed:
-        fault = missed[0]
-        raise UsageError(
-            f"the injected fault {fault.kind}@{fault.layer} {fault.site} {fault.operator} never acted: "
-            "the model does not run that site or operator; choose another"
-        )
 
 
 def _progress(quiet: bool) -> Progress:
