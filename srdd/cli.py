@@ -17,6 +17,7 @@ from hal.models import load_model, parse_dtype
 from hal.registry import get_backend
 from srdd.faults import parse_fault, simulate
 from srdd.files import require_outputs
+from srdd.fleet.command import fleet_command
 from srdd.options import require_acted
 from srdd.probes.measure import PROBES
 from srdd.prompts import read_prompts
@@ -119,6 +120,7 @@ def report_command(
 
 
 app.command("verify-fix")(verify_fix_command)
+app.command("fleet")(fleet_command)
 
 
 def _show(report: Report, quiet: bool) -> int:
