@@ -38,8 +38,8 @@ class LayerCall:
         module = self.layer if layer is None else layer
         # Of the same dtype, a float32 argument of a half-precision layer must stay float32: it is the same call.
         dtype = None if stream.dtype == self.stream.dtype else stream.dtype
-        args = list(_moved(self._args, stream.device, dtype))
-        kwargs = dict(_moved(self._kwargs, stream.device, dtype))
+        args = list(moved(self._args, stream.device, dtype))
+        kwargs = dict(moved(self._kwargs, stream.device, dtype))
         _put(args, kwargs, self._hidden, stream.clone())
         if self._residual is not None:
             _put(args, kwargs, self._residual, torch.zeros_like(stream))
@@ -82,6 +82,13 @@ def capture_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if residual is not None:
         stream = stream + _get(args, kwargs, residual)
     return LayerCall(layer, stream.detach().clone(), args, dict(kwargs), hidden, residual)
+
+
+def activation(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """The first floating-point tensor of two or more dimensions among a call's arguments, `hidden_states` before all
+    others; None where there is none.
+    """
+    return next((value for _, value in _named(args, kwargs) if _is_activation(value)), None)
 
 
 def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[_Place, Any]]:
@@ -138,12 +145,14 @@ def _cut(value: Any, length: int, start: int, stop: int) -> Any:
     return value
 
 
-def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Nested arguments with their tensors on `device`, the floating-point ones in `dtype` unless it is None."""
+def moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """Nested arguments or results with their tensors on `device`, the floating-point ones in `dtype` unless it is
+    None; anything else, a key-value cache for example, is passed on as it is.
+    """
     if isinstance(value, torch.Tensor):
         return value.to(device, dtype) if value.is_floating_point() else value.to(device)
     if isinstance(value, dict):
-        return {key: _moved(item, device, dtype) for key, item in value.items()}
+        return {key: moved(item, device, dtype) for key, item in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(_moved(item, device, dtype) for item in value)
+        return type(value)(moved(item, device, dtype) for item in value)
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hal.errors import HookError
-from hal.operators import OPERATORS, OperatorScope
+from hal.operators import OperatorScope, require_operator
 from hal.outputs import Role, hidden_states, with_hidden_states
 
 TensorFunction = Callable[[torch.Tensor], torch.Tensor]
@@ -80,8 +80,7 @@ class Hooks:
         """Replace the result of every call of `operator` (a name of `hal.operators.OPERATORS`) made while the
         module at `site` runs.
         """
-        if operator not in OPERATORS:
-            raise HookError(f"operator '{operator}' cannot be hooked; choose one of: {', '.join(sorted(OPERATORS))}")
+        require_operator(operator)
         key = f"{site}:{operator}"
 
         def counted(result: torch.Tensor) -> torch.Tensor:
@@ -94,22 +93,25 @@ class Hooks:
 
     def _scope(self, module: nn.Module, operator: str) -> OperatorScope:
         scope = OperatorScope(operator)
-        self._keep(module.register_forward_pre_hook(scope.enter))
-        # Before the other forward hooks, whose own operators are not the module's; always_call, because the
-        # scope must end even when the module raises.
-        self._keep(module.register_forward_hook(scope.leave, prepend=True, always_call=True))
+        for handle in scope.attach(module):
+            self._keep(handle)
         return scope
 
     def module(self, site: str) -> nn.Module:
         """The module at `site`; raises HookError that lists what is there instead."""
         if self._ended:
             raise HookError(f"cannot hook '{site}': this set of hooks has ended; attach inside its with block")
-        if site not in self._modules:
-            raise HookError(f"the model has no module '{site}'; {_nearest(site, self._modules)}")
-        return self._modules[site]
+        return module_at(self._modules, site)
 
     def _keep(self, handle: Any) -> None:
         self._handles.callback(handle.remove)
+
+
+def module_at(modules: Mapping[str, nn.Module], site: str) -> nn.Module:
+    """The module called `site` among a model's `modules`, by name; raises HookError that lists what is nearby."""
+    if site not in modules:
+        raise HookError(f"the model has no module '{site}'; {_nearest(site, modules)}")
+    return modules[site]
 
 
 def _same_form(site: str, before: torch.Tensor, after: Any) -> torch.Tensor:
@@ -127,7 +129,7 @@ def _form(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
 
 
-def _nearest(site: str, modules: dict[str, nn.Module]) -> str:
+def _nearest(site: str, modules: Mapping[str, nn.Module]) -> str:
     parent = site
     while parent and parent not in modules:
         parent = parent.rpartition(".")[0]

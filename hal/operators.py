@@ -10,6 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from hal.errors import HookError
 
 # Every spelling under which model code reaches an operator. addmm is how GPT-2's Conv1D spells linear.
 OPERATORS: Mapping[str, frozenset[Callable[..., Any]]] = {
@@ -36,6 +39,12 @@ OPERATORS: Mapping[str, frozenset[Callable[..., Any]]] = {
 }
 
 
+def require_operator(operator: str) -> None:
+    """Raise HookError unless `operator` is a name of `OPERATORS`."""
+    if operator not in OPERATORS:
+        raise HookError(f"operator '{operator}' cannot be hooked; choose one of: {', '.join(sorted(OPERATORS))}")
+
+
 class OperatorTransform(TorchFunctionMode):
     """While active, pass the result of each call of one operator through a function; calls that the operator
     makes itself are not seen again.
@@ -58,17 +67,24 @@ class OperatorTransform(TorchFunctionMode):
         return self._function(result) if func in self._spellings else result
 
 
-class OperatorScope:
-    """Keeps the results of one operator passing through `functions`, in their order, while a module runs:
-    `enter` and `leave` are that module's hooks. A module that calls itself, or is called again before it has
-    returned, is one scope.
+class ModeScope:
+    """Keeps `mode` active while a module runs: `enter` and `leave` are that module's hooks. A module that calls itself,
+    or is called again before it has returned, is one scope.
     """
 
-    def __init__(self, operator: str) -> None:
-        self.functions: list[Callable[[torch.Tensor], torch.Tensor]] = []
-        self._mode = OperatorTransform(operator, self._apply)
+    def __init__(self, mode: TorchFunctionMode) -> None:
+        self._mode = mode
         self._active = ExitStack()
         self._depth = 0
+
+    def attach(self, module: nn.Module) -> list[RemovableHandle]:
+        """Put the hooks on `module`; the scope lasts until they are removed."""
+        return [
+            module.register_forward_pre_hook(self.enter),
+            # Before the other forward hooks, whose own operators are not the module's; always_call, because the
+            # scope must end even when the module raises.
+            module.register_forward_hook(self.leave, prepend=True, always_call=True),
+        ]
 
     def enter(self, _module: nn.Module, _args: Any) -> None:
         """Begin, as a forward pre-hook."""
@@ -83,6 +99,14 @@ class OperatorScope:
         self._depth -= 1
         if self._depth == 0:
             self._active.close()
+
+
+class OperatorScope(ModeScope):
+    """Keeps the results of one operator passing through `functions`, in their order, while a module runs."""
+
+    def __init__(self, operator: str) -> None:
+        self.functions: list[Callable[[torch.Tensor], torch.Tensor]] = []
+        super().__init__(OperatorTransform(operator, self._apply))
 
     def _apply(self, result: torch.Tensor) -> torch.Tensor:
         for function in self.functions:

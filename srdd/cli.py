@@ -1,4 +1,4 @@
-"""The command line: `python -m srdd [scan]`, `python -m srdd report`, `python -m srdd campaign`."""
+"""The command line: `python -m srdd [scan]`, and the other verbs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from hal.models import load_model, parse_dtype
 from hal.registry import get_backend
 from hal.streaming import stream_model
 from srdd.campaign.command import campaign_command
-from srdd.faults import Fault, parse_fault, simulate
-from srdd.files import require_writable
+from srdd.faults import parse_fault, simulate
+from srdd.files import require_outputs
+from srdd.fleet.command import fleet_command
+from srdd.options import require_acted
 from srdd.probes.measure import PROBES
 from srdd.prompts import read_prompts
 from srdd.report import Report, load_report
+from srdd.report.output import write_report
 from srdd.report.text import print_report
 from srdd.scan import require_options, scan
+from srdd.verify_fix.command import verify_fix_command
 
 PROGRAM = "python -m srdd"
 HEALTHY, FAULTY = 0, 1
@@ -70,6 +74,7 @@ def scan_command(
         bool, typer.Option("--stream", help="Hold one layer at a time, for models larger than memory.")
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page with plots.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict line only.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
@@ -82,8 +87,7 @@ def scan_command(
     parse_dtype(dtype)
     faults = [parse_fault(text) for text in inject or []]
     texts = read_prompts(prompts) if prompts else None
-    if json is not None:
-        require_writable(json)
+    require_outputs([path for path in (json, html) if path])
     load = stream_model if stream else load_model
     loaded = load(model or model_dir(), target, dtype, trust_remote_code)
     if texts is not None and loaded.tokenizer is None:
@@ -100,9 +104,8 @@ def scan_command(
             checkpoint=loaded.directory,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    _require_hits([entry.fault for entry in active if entry.calls == 0])
-    if json is not None:
-        report.save(json)
+    require_acted(active)
+    write_report(report, json, html)
     return _show(report, quiet)
 
 
@@ -112,11 +115,21 @@ def report_command(
     rediagnose: Annotated[
         bool, typer.Option("--rediagnose", help="Judge the measurements by the present rules.")
     ] = False,
+    json: Annotated[Path | None, typer.Option(help="Write it as JSON again, as now judged.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write it as one HTML page with plots.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict line only.")] = False,
 ) -> int:
     """Show a saved report again, without the model."""
+    require_outputs([path for path in (json, html) if path])
     report = load_report(file)
-    return _show(report.rediagnosed() if rediagnose else report, quiet)
+    if rediagnose:
+        report = report.rediagnosed()
+    write_report(report, json, html)
+    return _show(report, quiet)
+
+
+app.command("verify-fix")(verify_fix_command)
+app.command("fleet")(fleet_command)
 
 
 def _show(report: Report, quiet: bool) -> int:
@@ -128,15 +141,6 @@ def _show(report: Report, quiet: bool) -> int:
     else:
         print_report(report, console)
     return FAULTY if report.findings else HEALTHY
-
-
-def _require_hits(missed: list[Fault]) -> None:
-    if missed:
-        fault = missed[0]
-        raise UsageError(
-            f"the injected fault {fault.kind}@{fault.layer} {fault.site} {fault.operator} never acted: "
-            "the model does not run that site or operator; choose another"
-        )
 
 
 def _progress(quiet: bool) -> Progress:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from hal.streaming import stream_model
 from hal.structure import LayerStack, evaluation_mode, find_layer_stack
 from srdd.batch import pack
 from srdd.diagnose import diagnose
+from srdd.forward import accepts, run_forward, without_cache
 from srdd.measurements import Cost, LayerMeasurement, Measurements
 from srdd.probes.measure import PROBES, measure_layer
 from srdd.probes.samples import unit_roundoff
@@ -96,7 +95,7 @@ def require_options(level: str, probes: Sequence[str]) -> None:
 
 
 def _require_one_stream(model: nn.Module) -> None:
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and _accepts(model, "decoder_input_ids"):
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and accepts(model, "decoder_input_ids"):
         raise ModelError(
             f"{type(model).__name__} is an encoder with a decoder, and a scan walks one stack of layers: "
             "scan its encoder, model.get_encoder()"
@@ -136,7 +135,7 @@ class _Scan:
             torch.no_grad(),
             evaluation_mode(self._model),
             host_threads(self._stack),
-            _without_cache(self._model),
+            without_cache(self._model),
             self._backend.numeric_mode(NumericMode(deterministic=True)),
         ):
             environment = self._environment()
@@ -174,9 +173,7 @@ class _Scan:
         )
 
     def _forward(self) -> None:
-        ids = self._ids.to(self._backend.device)
-        options = {"use_cache": False} if _accepts(self._model, "use_cache") else {}
-        self._model(ids, **options)
+        run_forward(self._model, self._ids.to(self._backend.device))
 
     def _visit(self, visit: LayerVisit) -> None:
         self._hidden = int(visit.call.stream.shape[-1])
@@ -204,23 +201,3 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
 def _model_name(model: nn.Module) -> str:
     path = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
     return path or type(model).__name__
-
-
-@contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
-    """Switch key-value caches off in the configuration of every module, a wrapped model's too: a layer that
-    runs again would add to its cache.
-    """
-    found: Iterator[Any] = (getattr(module, "config", None) for module in model.modules())
-    configs = {id(config): config for config in found if getattr(config, "use_cache", None) is True}
-    for config in configs.values():
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        for config in configs.values():
-            config.use_cache = True
-
-
-def _accepts(model: nn.Module, argument: str) -> bool:
-    return argument in inspect.signature(model.forward).parameters

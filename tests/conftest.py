@@ -56,6 +56,18 @@ FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "gemma2", "mixtral", "gpt2", "
 CARRYING = tuple(family for family in FAMILIES if family != "bert")
 
 
+def byte_level_tokenizer():
+    """A tokenizer in which each byte is one token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
 @pytest.fixture
 def make_model():
     """The factory of random networks."""

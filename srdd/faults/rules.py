@@ -24,7 +24,7 @@ _KINDS_OF = {
 }
 _MAGNITUDE = ("dead_zone", "saturation", "bias", "noise", "spike")
 # A constant of a module is one number that is there on every call: none of these can be said of it.
-_NOT_OF_CONSTANTS = ("operator", "parameter", "sparsity", "units", "scope", "period", "seed", "every", "rate")
+_NOT_OF_CONSTANTS = ("operator", "parameter", "sparsity", "units", "scope", "period", "seed", "every", "rate", "dtype")
 _NAMED_BITS = ("mantissa", "exponent", "sign", "any")
 
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from hal.detour import on_host
 from hal.errors import UsageError
 from hal.hooks import Hooks
 from hal.kv_cache import transform_cache
@@ -34,7 +35,11 @@ class ActiveFault:
         self._trigger = RandomSource(fault.draws)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Corrupt the masked elements of `x`, [..., units]; a value that was NaN before does not count as changed."""
+        """Corrupt the masked elements of `x`, [..., units]; a value that was NaN before does not count as changed.
+        What the host computes in the device's place, and another dtype than the fault's, are left alone.
+        """
+        if on_host() or self.fault.dtype not in ("", str(x.dtype).removeprefix("torch.")):
+            return x
         self.calls += 1
         if not self._triggered() or x.numel() == 0:  # an expert without a token
             return x

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hal.errors import UsageError
+from hal.models import DTYPES
 from srdd.faults.rules import check
 
 KINDS = (
@@ -51,6 +52,7 @@ class Fault:
     `absolute` fixes a saturation's threshold at the first batch, `mode` is the way the kind acts ("" for its first),
     `bits` the bits concerned ("14", "0-3", "mantissa", "exponent", "sign"), `value` what stuck_at is stuck at, and
     `attribute` the constant that wrong_constant changes ("" for an epsilon or a scale).
+    `dtype` ties the fault to the kernels of one precision: "bfloat16" leaves float32 alone.
     """
 
     kind: str
@@ -73,6 +75,7 @@ class Fault:
     bits: str = ""
     value: float = 0.0
     attribute: str = ""
+    dtype: str = ""
 
     def __post_init__(self) -> None:
         """Raise UsageError for a value that no fault can have."""
@@ -80,6 +83,8 @@ class Fault:
             raise UsageError(f"unknown fault kind '{self.kind}': {_suggest(self.kind, KINDS)}")
         if self.scope not in SCOPES:
             raise UsageError(f"unknown fault scope '{self.scope}': {_suggest(self.scope, SCOPES)}")
+        if self.dtype and self.dtype not in DTYPES:
+            raise UsageError(f"unknown fault dtype '{self.dtype}': {_suggest(self.dtype, tuple(DTYPES))}")
         if self.kind in MODES and self.mode and self.mode not in MODES[self.kind]:
             raise UsageError(f"unknown mode '{self.mode}' of {self.kind}: {_suggest(self.mode, MODES[self.kind])}")
         changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}

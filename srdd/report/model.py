@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from srdd.diagnose import Diagnosis, Finding, diagnose
+from srdd.files import write_text
 from srdd.measurements import Cost, Measurements
-
-SCHEMA = "srdd-report/1"
+from srdd.report.store import from_document, read_document, to_document, to_text
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,28 @@ class Report:
 
     def rediagnosed(self) -> Report:
         """The same measurements judged by the present rules."""
-        return Report(
-            self.measurements,
-            diagnose(self.measurements),
-            self.cost,
-            self.backend,
-            self.model,
-            self.level,
-            self.environment,
-        )
+        return replace(self, diagnosis=diagnose(self.measurements))
 
     def save(self, path: str | Path) -> None:
         """Write the report as JSON, complete or not at all."""
-        from srdd.report.store import write_report
+        write_text(Path(path), to_text(to_json(self)))
 
-        write_report(self, Path(path))
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as plain JSON values; NaN becomes null, and infinity the largest float."""
+    about = {
+        "level": report.level,
+        "backend": report.backend,
+        "model": report.model,
+        "environment": report.environment,
+    }
+    return to_document(report.measurements, report.diagnosis, report.cost, about)
+
+
+def load_report(path: str | Path) -> Report:
+    """Read a report written by `Report.save`; raises UsageError for a missing file, one that is not JSON,
+    another schema version or a document that breaks the schema.
+    """
+    document = read_document(Path(path))
+    about = {name: document[name] for name in ("backend", "model", "level", "environment")}
+    return Report(*from_document(document), **about)

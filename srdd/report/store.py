@@ -1,10 +1,10 @@
-"""Reports as JSON, checked against the schema that ships with the package."""
+"""The contents of a report as a JSON document, checked against the schema that ships with the package."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -16,7 +16,6 @@ import jsonschema
 from hal.errors import UsageError
 from srdd.diagnose import Diagnosis, Finding
 from srdd.evidence import Evidence
-from srdd.files import write_text
 from srdd.measurements import (
     CacheIntegrity,
     Cost,
@@ -30,54 +29,75 @@ from srdd.measurements import (
     Transfer,
     WeightDamage,
 )
-from srdd.report.model import SCHEMA, Report
+
+SCHEMA = "srdd-report/1"
 
 _PROBES = ("stability", "gain", "shape", "pass_through", "kv_cache")
 
 
-def to_json(report: Report) -> dict[str, Any]:
-    """The report as plain JSON values; NaN becomes null, and infinity the largest float."""
-    diagnosis = report.diagnosis
+def to_document(
+    measurements: Measurements, diagnosis: Diagnosis, cost: Cost, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The contents of a report as plain JSON values; NaN becomes null, and infinity the largest float. `about` holds
+    the document's own keys: level, backend, model, environment.
+    """
     document = {
         "schema": SCHEMA,
-        "verdict": report.verdict,
-        "level": report.level,
-        "findings": [asdict(finding) for finding in report.findings],
+        "verdict": diagnosis.verdict,
+        "findings": [asdict(finding) for finding in diagnosis.findings],
         "layers": [
             _layer_row(layer, diagnosis.labels[row], diagnosis.scores[row])
-            for row, layer in enumerate(report.measurements.layers)
+            for row, layer in enumerate(measurements.layers)
         ],
         "notes": list(diagnosis.notes),
-        "probes": list(report.measurements.probes),
+        "probes": list(measurements.probes),
         "input": {
-            "tokens": report.measurements.tokens,
-            "hidden": report.measurements.hidden,
-            "dtype": report.measurements.dtype,
-            "unit_roundoff": report.measurements.unit_roundoff,
-            "notes": list(report.measurements.notes),
-            "known": dict(report.measurements.known),
+            "tokens": measurements.tokens,
+            "hidden": measurements.hidden,
+            "dtype": measurements.dtype,
+            "unit_roundoff": measurements.unit_roundoff,
+            "notes": list(measurements.notes),
+            "known": dict(measurements.known),
         },
-        "cost": asdict(report.cost),
-        "backend": report.backend,
-        "model": report.model,
-        "environment": report.environment,
+        "cost": asdict(cost),
+        **about,
     }
     plain: dict[str, Any] = _plain(document)
     return plain
 
 
-def write_report(report: Report, path: Path) -> None:
-    """Write `report` to `path` as indented JSON, atomically; raises UsageError when it cannot be written."""
-    document = to_json(report)
+def from_document(document: dict[str, Any]) -> tuple[Measurements, Diagnosis, Cost]:
+    """What `to_document` was given, from a document that follows the schema."""
+    about = document["input"]
+    measurements = Measurements(
+        layers=tuple(_layer_from(row) for row in document["layers"]),
+        unit_roundoff=about["unit_roundoff"],
+        dtype=about["dtype"],
+        tokens=about["tokens"],
+        hidden=about["hidden"],
+        probes=tuple(document["probes"]),
+        notes=tuple(about["notes"]),
+        known=tuple(about["known"].items()),
+    )
+    diagnosis = Diagnosis(
+        findings=tuple(_finding_from(entry) for entry in document["findings"]),
+        labels=tuple(row["diagnosis"] for row in document["layers"]),
+        scores=tuple(row["score"] for row in document["layers"]),
+        notes=tuple(document["notes"]),
+    )
+    return measurements, diagnosis, Cost(**document["cost"])
+
+
+def to_text(document: dict[str, Any]) -> str:
+    """The document as indented JSON; raises ValidationError when it breaks the schema."""
     jsonschema.validate(document, _schema())
-    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def load_report(path: str | Path) -> Report:
-    """Read a report written by `Report.save`; raises UsageError for a missing file, one that is not JSON,
-    another schema version or a document that breaks the schema.
+def read_document(path: Path) -> dict[str, Any]:
+    """The document in the file `path`; raises UsageError for a missing file, one that is not JSON, another schema
+    version or a document that breaks the schema.
     """
-    path = Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -93,7 +113,8 @@ def load_report(path: str | Path) -> Report:
         jsonschema.validate(document, _schema())
     except jsonschema.ValidationError as error:
         raise UsageError(f"{path} breaks schema {SCHEMA} at {error.json_path}: {error.message[:200]}") from error
-    return _from_json(document)
+    read: dict[str, Any] = document
+    return read
 
 
 @cache
@@ -139,35 +160,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else math.copysign(1.7976931348623157e308, value)
     return value
-
-
-def _from_json(document: dict[str, Any]) -> Report:
-    about = document["input"]
-    measurements = Measurements(
-        layers=tuple(_layer_from(row) for row in document["layers"]),
-        unit_roundoff=about["unit_roundoff"],
-        dtype=about["dtype"],
-        tokens=about["tokens"],
-        hidden=about["hidden"],
-        probes=tuple(document["probes"]),
-        notes=tuple(about["notes"]),
-        known=tuple(about["known"].items()),
-    )
-    diagnosis = Diagnosis(
-        findings=tuple(_finding_from(entry) for entry in document["findings"]),
-        labels=tuple(row["diagnosis"] for row in document["layers"]),
-        scores=tuple(row["score"] for row in document["layers"]),
-        notes=tuple(document["notes"]),
-    )
-    return Report(
-        measurements,
-        diagnosis,
-        Cost(**document["cost"]),
-        document["backend"],
-        document["model"],
-        document["level"],
-        document["environment"],
-    )
 
 
 def _layer_from(row: dict[str, Any]) -> LayerMeasurement:

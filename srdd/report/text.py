@@ -14,6 +14,7 @@ from srdd import thresholds
 from srdd.diagnose import Finding, kurtosis_edges
 from srdd.measurements import LayerMeasurement
 from srdd.report.model import Report
+from srdd.report.number import number
 
 _COLUMNS = (
     "layer",
@@ -73,25 +74,17 @@ def _cells(layer: LayerMeasurement, score: float, edge: float) -> list[str]:
     stability, gain, shape = layer.stability, layer.gain, layer.shape
     return [
         str(layer.index),
-        _number(score),
-        _number(stability.spread if stability else math.nan),
-        _number(gain.gain if gain else math.nan),
-        _number(gain.lowest if gain else math.nan),
-        _number(gain.highest if gain else math.nan),
+        number(score),
+        number(stability.spread if stability else math.nan),
+        number(gain.gain if gain else math.nan),
+        number(gain.lowest if gain else math.nan),
+        number(gain.highest if gain else math.nan),
         str(gain.discrete) if gain else "-",
-        _number(shape.kurtosis if shape else math.nan),
-        _number(edge if shape else math.nan),
-        _number(shape.pile_up if shape else math.nan),
-        _number(max((site.transfer.violation for site in layer.replay), default=0.0) if layer.replay else math.nan),
+        number(shape.kurtosis if shape else math.nan),
+        number(edge if shape else math.nan),
+        number(shape.pile_up if shape else math.nan),
+        number(max((site.transfer.violation for site in layer.replay), default=0.0) if layer.replay else math.nan),
     ]
-
-
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    if value == 0:
-        return "0"
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
 
 
 def _statistics(report: Report) -> list[RenderableType]:
@@ -104,14 +97,14 @@ def _statistics(report: Report) -> list[RenderableType]:
         limit = thresholds.GAIN_SHARE_OF_MEDIAN * median(gains)
         low = sum(gain < limit for gain in gains)
         lines.append(
-            f"  gain      {_number(median(gains)):>8}   {low} layers below {thresholds.GAIN_SHARE_OF_MEDIAN} of it"
+            f"  gain      {number(median(gains)):>8}   {low} layers below {thresholds.GAIN_SHARE_OF_MEDIAN} of it"
         )
     if kurtoses:
         sharp = sum(abs(edge) > thresholds.KURTOSIS_EDGE for edge in kurtosis_edges(layers))
         edge = f"{sharp} edges with |drop_z| above {thresholds.KURTOSIS_EDGE:g}"
-        lines.append(f"  kurtosis  {_number(median(kurtoses)):>8}   {edge}")
+        lines.append(f"  kurtosis  {number(median(kurtoses)):>8}   {edge}")
         piled = sum(pile > thresholds.PILE_UP for pile in piles)
-        lines.append(f"  pile-up   {_number(median(piles)):>8}   {piled} layers above {thresholds.PILE_UP}")
+        lines.append(f"  pile-up   {number(median(piles)):>8}   {piled} layers above {thresholds.PILE_UP}")
     cost = report.cost
     memory = f", peak memory {cost.peak_memory_bytes / 2**20:.0f} MiB" if cost.peak_memory_bytes else ""
     lines.append(f"  cost      {cost.forward_equivalents:8.2f}   forward equivalents, {cost.wall_s:.1f} s{memory}")
@@ -128,7 +121,7 @@ def _verdict(report: Report) -> list[RenderableType]:
 
 def _finding_line(finding: Finding) -> RenderableType:
     evidence = ", ".join(
-        f"{entry.probe} {_number(entry.statistic)} (limit {_number(entry.threshold)})" for entry in finding.evidence
+        f"{entry.probe} {number(entry.statistic)} (limit {number(entry.threshold)})" for entry in finding.evidence
     )
     operator = f", operator {finding.operator}" if finding.operator else ""
     return Text(

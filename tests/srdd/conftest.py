@@ -21,7 +21,7 @@ from srdd.measurements import (
     Transfer,
 )
 from srdd.report import Report
-from tests.conftest import random_model
+from tests.conftest import byte_level_tokenizer, random_model
 
 torch.set_num_threads(1)
 
@@ -79,15 +79,8 @@ def report_of(made):
 
 @pytest.fixture(scope="session")
 def byte_tokenizer():
-    """A tokenizer in which each byte is one token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    """A tokenizer in which each byte is one token; not to be changed."""
+    return byte_level_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from hal.registry import list_backends
 from srdd.cli import main
 
 QUICK = ["--level", "quick", "--backend", "cpu-reference"]
-WORD_OPTIONS = ("backend", "device", "model", "dtype", "prompts", "level", "probes", "inject", "json", "quiet")
+WORD_OPTIONS = ("backend", "device", "model", "dtype", "prompts", "level", "probes", "inject", "json", "html", "quiet")
 
 
 @pytest.fixture
@@ -100,6 +100,27 @@ def test_json_holds_the_report_and_report_shows_it_again(srdd, tmp_path, capsys)
     for again in ([], ["--rediagnose"]):
         assert main(["report", str(path), *again]) == 1
         assert capsys.readouterr().out == out
+
+
+def test_html_is_one_page_and_report_makes_it_again(srdd, tmp_path, capsys):
+    page, saved, again = (tmp_path / name for name in ("a.html", "a.json", "b.html"))
+    code, _, _ = srdd(*QUICK, "--inject", "saturation@1", "--html", page, "--json", saved)
+    assert code == 1
+    assert "Layer 1: saturation" in page.read_text()
+    assert main(["report", str(saved), "--html", str(again), "--json", str(tmp_path / "b.json"), "--quiet"]) == 1
+    capsys.readouterr()
+    assert again.read_text() == page.read_text()
+    assert (tmp_path / "b.json").read_text() == saved.read_text()
+
+
+def test_report_can_write_over_the_file_it_read_with_the_present_verdict(srdd, tmp_path, capsys):
+    path = tmp_path / "report.json"
+    srdd(*QUICK, "--inject", "bias@1", "--json", path)
+    good = path.read_text()
+    path.write_text(json.dumps({**json.loads(good), "findings": [], "verdict": "healthy"}))
+    assert main(["report", "--rediagnose", "--quiet", str(path), "--json", str(path)]) == 1
+    capsys.readouterr()
+    assert path.read_text() == good
 
 
 def test_report_exits_with_0_for_a_healthy_one(srdd, tmp_path, capsys):
@@ -211,6 +232,21 @@ def test_a_report_into_a_missing_directory_is_refused_before_the_scan(refused, t
     path = tmp_path / "none" / "report.json"
     assert f"cannot write {path}" in refused(*QUICK, "--json", path, "--model", tmp_path / "no-model", model=None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--html", "--json"])
+def test_no_output_is_written_when_one_cannot_be(refused, tmp_path, option):
+    other = {"--html": "--json", "--json": "--html"}[option]
+    path = tmp_path / "none" / "out"
+    missing = ["--model", tmp_path / "no-model"]
+    line = refused(*QUICK, option, path, other, tmp_path / "good", *missing, model=None)
+    assert f"cannot write {path}" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_outputs_into_one_file_are_refused(refused, tmp_path):
+    path = tmp_path / "out"
+    assert "are the same file" in refused(*QUICK, "--html", path, "--json", path)
 
 
 def test_nothing_is_written_when_the_input_is_bad(refused, tmp_path):

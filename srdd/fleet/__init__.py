@@ -1,0 +1,1 @@
+"""Many devices, one probe: which of them computes something else?"""
