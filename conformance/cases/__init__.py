@@ -7,10 +7,21 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 from conformance.case import Case
-from conformance.cases import operators
+from conformance.cases import deadzone, differences, gradients, hooks, model, noise, operators, quantisation, scan, sweeps
 from hal.errors import UsageError
 
-FAMILIES: tuple[Callable[[], Iterator[Case]], ...] = (operators.cases,)
+FAMILIES: tuple[Callable[[], Iterator[Case]], ...] = (
+    operators.cases,
+    gradients.cases,
+    sweeps.cases,
+    deadzone.cases,
+    quantisation.cases,
+    noise.cases,
+    hooks.cases,
+    model.cases,
+    differences.cases,
+    scan.cases,
+)
 
 
 @cache
