@@ -21,7 +21,6 @@ class CpuReference(hal.HostBackend):
     # Measured on torch 2.13 by the conformance suite, on x86_64; the keys are patterns of its cases.
     known_failures: ClassVar[Mapping[str, str]] = {
         "sweeps/gelu/bfloat16": "torch's gelu returns inf from 2**127 on in bfloat16: it doubles on the way",
-        "sweeps/erf/*": "torch's vectorised erf is up to 4e-7 off near zero, where that is many units",
         "gradients/layer_norm/*float16/large/*": "torch sums the gradient of layer_norm's weight over the rows in the "
         "narrow dtype, up to 3 % off the largest",
     }

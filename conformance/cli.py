@@ -12,7 +12,6 @@ from rich.console import Console
 from conformance import journal, text
 from conformance.cases import all_cases, choose
 from conformance.compare import compare
-from conformance.recheck import SEEDS as RECHECK_SEEDS
 from conformance.results import CaseResult, Results, load_results
 from conformance.runner import Plan, describe, run_plan
 from conformance.standards import DEFAULT, STANDARDS, find_standard
@@ -97,16 +96,10 @@ def compare_command(
     if recheck_list is not None:
         require_writable(recheck_list)
     agreement = compare(load_results(reference), load_results(candidate), chosen, _pair(recheck or []))
-    waiting = [case.case for case in agreement.cases if case.outcome == "recheck"]
     if recheck_list is not None:
+        waiting = (case.case for case in agreement.cases if case.outcome == "recheck")
         write_text(recheck_list, "".join(name + "\n" for name in waiting))
     text.print_agreement(agreement, Console(), quiet)
-    if waiting and not quiet:
-        Console().print(
-            f"{len(waiting)} cases want the recheck: run them on both backends with --cases @FILE --seeds "
-            f"{RECHECK_SEEDS} --json, FILE written by --recheck-list, and compare again with --recheck twice",
-            highlight=False,
-        )
     return AGREE if agreement.agrees else DISAGREE
 
 

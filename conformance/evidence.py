@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,15 +22,15 @@ class Comparison:
     """One tensor of a case, on the host: the device's `result` and what was `expected`, of one shape.
 
     Floating results are judged against `expected` in float64. `allowance` is the error that rounding explains,
-    elementwise in float64; None asks for equality. With a `peer`, the host's result in the same dtype, the
-    allowance is instead a multiple of the peer's error (see `conformance.rows`).
+    elementwise in float64; None asks for equality. With `peers`, the host's results in the same dtype, the
+    allowance is instead a multiple of the largest of their errors (see `conformance.rows`).
     """
 
     part: str
     result: torch.Tensor
     expected: torch.Tensor
     allowance: torch.Tensor | None = None
-    peer: torch.Tensor | None = None
+    peers: tuple[torch.Tensor, ...] = ()
 
 
 @dataclass
@@ -47,16 +48,29 @@ class Evidence:
         """The device's `result` has to be `expected`, value for value; zeros of either sign are equal."""
         self._add(Comparison(part, _host(result), _host(expected)))
 
+    def same(self, part: str, result: torch.Tensor, again: torch.Tensor) -> None:
+        """Two results of one device have to have the same values; which values is the device's own affair, so nothing
+        of them goes into the file.
+        """
+        first, second = _host(result), _host(again)
+        alike = first.shape == second.shape and digest_tensors([first]) == digest_tensors([second])
+        if not alike:
+            distance = (
+                float((first.double() - second.double()).abs().max()) if first.shape == second.shape else math.nan
+            )
+            raise Mismatch(f"{part}: two results that must be the same differ by up to {distance:.3g}")
+
     def within(self, part: str, result: torch.Tensor, expected: torch.Tensor, allowance: torch.Tensor | float) -> None:
         """The device's `result` may differ from `expected` (float64, host) by the `allowance`."""
         limit = torch.as_tensor(allowance, dtype=torch.float64).expand(expected.shape)
         self._add(Comparison(part, _host(result), _host(expected), limit))
 
-    def beside(self, part: str, result: torch.Tensor, expected: torch.Tensor, peer: torch.Tensor) -> None:
+    def beside(self, part: str, result: torch.Tensor, expected: torch.Tensor, peers: Sequence[torch.Tensor]) -> None:
         """The device's `result` may be as far from `expected` (float64, host) as the level L0 of the dual standard
-        lets it be, given the error of `peer`, the host's result in the same dtype.
+        lets it be, given the errors of `peers`, results of the host in the same dtype. Where a rounding early on
+        moves all of a result, one peer is one draw: give several, from inputs that differ by a unit in the last place.
         """
-        self._add(Comparison(part, _host(result), _host(expected), peer=_host(peer)))
+        self._add(Comparison(part, _host(result), _host(expected), peers=tuple(_host(peer) for peer in peers)))
 
     def _add(self, comparison: Comparison) -> None:
         if comparison.result.shape != comparison.expected.shape:

@@ -48,8 +48,9 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Results:
-    """A whole run: the backend and its environment, how it was run, the declared known failures that nothing
-    needed (`stale`) or that name no case (`unmatched`), and a result for each case.
+    """A whole run: the backend and its environment, how it was run, a result for each case, and the `known`
+    failures that the backend declares with their reasons: those that nothing needed are `stale`, those that name no
+    case `unmatched`.
     """
 
     backend: str
@@ -57,6 +58,7 @@ class Results:
     selection: str
     seeds: int
     cases: tuple[CaseResult, ...]
+    known: tuple[tuple[str, str], ...] = ()
     stale: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
 
@@ -85,7 +87,11 @@ def to_json(results: Results) -> dict[str, Any]:
         "environment": results.environment,
         "selection": results.selection,
         "seeds": results.seeds,
-        "declarations": {"stale": list(results.stale), "unmatched": list(results.unmatched)},
+        "declarations": {
+            "known": dict(results.known),
+            "stale": list(results.stale),
+            "unmatched": list(results.unmatched),
+        },
         "counts": {name: results.count(name) for name in ("pass", "fail", "known", "unsupported")},
         "cases": [case_to_json(case) for case in results.cases],
     }
@@ -141,6 +147,7 @@ def load_results(path: str | Path) -> Results:
         selection=document["selection"],
         seeds=document["seeds"],
         cases=tuple(case_from_json(entry) for entry in document["cases"]),
+        known=tuple(document["declarations"]["known"].items()),
         stale=tuple(document["declarations"]["stale"]),
         unmatched=tuple(document["declarations"]["unmatched"]),
     )
@@ -172,4 +179,5 @@ def _plain(value: Any) -> Any:
 
 def _row_from(entry: dict[str, Any]) -> Row:
     errors = {name: Errors(**entry[name]) for name in ("errors", "ideal") if name in entry}
-    return Row(**{**entry, **errors})
+    figures: dict[str, Any] = {**entry, **errors}
+    return Row(**figures)

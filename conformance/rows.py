@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -72,24 +73,24 @@ def make_row(comparison: Comparison, seed: int) -> Row:
     error = torch.where(finite, (result - expected).abs(), 0.0)
     excess = _excess(comparison, error, expected, finite)
     places = comparison.result.isfinite()
-    row = {
-        "part": comparison.part,
-        "seed": seed,
-        "dtype": short(comparison.result.dtype),
-        "exact": comparison.allowance is None and comparison.peer is None,
-        "elements": result.numel(),
-        "misplaced": int(misplaced.sum()),
-        "other_kind": int((~finite & ~misplaced & ~alike).sum()),
-        "excess": _largest(excess),
-        "max_error": _largest(error),
-        "digest": digest_tensors([comparison.result]),
-        "finite_digest": digest_tensors([places]),
-        "example": _example(comparison.result, expected, excess, misplaced),
-    }
+    row = Row(
+        part=comparison.part,
+        seed=seed,
+        dtype=short(comparison.result.dtype),
+        exact=comparison.allowance is None and not comparison.peers,
+        elements=result.numel(),
+        misplaced=int(misplaced.sum()),
+        other_kind=int((~finite & ~misplaced & ~alike).sum()),
+        excess=_largest(excess),
+        max_error=_largest(error),
+        digest=digest_tensors([comparison.result]),
+        finite_digest=digest_tensors([places]),
+        example=_example(comparison.result, expected, excess, misplaced),
+    )
     form = FORMATS.get(comparison.result.dtype)
-    if form is not None and bool(finite.any()):
-        row |= _figures(error[finite], expected[finite], comparison.result.dtype, form)
-    return Row(**row)
+    if form is None or not bool(finite.any()):
+        return row
+    return replace(row, **_figures(error[finite], expected[finite], comparison.result.dtype, form))
 
 
 def _as_represented(comparison: Comparison) -> torch.Tensor:
@@ -99,32 +100,27 @@ def _as_represented(comparison: Comparison) -> torch.Tensor:
     return torch.where(wide.abs() > torch.finfo(dtype).max, wide.to(dtype).double(), wide)
 
 
-def _excess(
-    comparison: Comparison, error: torch.Tensor, expected: torch.Tensor, finite: torch.Tensor
-) -> torch.Tensor:
-    if comparison.peer is not None:
+def _excess(comparison: Comparison, error: torch.Tensor, expected: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+    if comparison.peers:
         return torch.full_like(error, _excess_beside(comparison, error, expected, finite))
     if comparison.allowance is None:
         return torch.where(error > 0, math.inf, 0.0)
     return torch.where(error > 0, error / comparison.allowance, 0.0)
 
 
-def _excess_beside(
-    comparison: Comparison, error: torch.Tensor, expected: torch.Tensor, finite: torch.Tensor
-) -> float:
-    """The device's mean and root mean square error over what the dual standard's L0 allows it, beside the peer."""
-    assert comparison.peer is not None  # noqa: S101 -- for the type checker; the caller asked
-    peer_error = (comparison.peer.double() - expected).abs()
+def _excess_beside(comparison: Comparison, error: torch.Tensor, expected: torch.Tensor, finite: torch.Tensor) -> float:
+    """The device's mean and root mean square error over what the dual standard's L0 allows it, beside its peers."""
+    peer_errors = [(peer.double() - expected).abs() for peer in comparison.peers]
     rounded = (expected.to(comparison.result.dtype).double() - expected).abs()
     ratios = []
     for measure, limit in ((_mean, PEER_MEAN), (_root_mean_square, PEER_ROOT_MEAN_SQUARE)):
-        allowed = max(measure(peer_error[finite]), measure(rounded[finite])) * limit
+        allowed = max(measure(each[finite]) for each in (*peer_errors, rounded)) * limit
         got = measure(error[finite])
         ratios.append(got / allowed if allowed else (math.inf if got else 0.0))
     return max(ratios)
 
 
-def _figures(error: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, form: Format) -> dict[str, object]:
+def _figures(error: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, form: Format) -> dict[str, Any]:
     ulp = unit_in_last_place(expected, dtype)
     ulps = error / ulp
     size = expected.abs()
@@ -182,7 +178,9 @@ def _example(result: torch.Tensor, expected: torch.Tensor, excess: torch.Tensor,
     worst = int(rank.nan_to_num(math.inf).argmax())
     if not float(rank[worst]):
         return ""
-    place = [int(index[0]) for index in torch.unravel_index(torch.tensor([worst]), result.shape)] if result.dim() else []
+    place = (
+        [int(index[0]) for index in torch.unravel_index(torch.tensor([worst]), result.shape)] if result.dim() else []
+    )
     got, wanted = result.reshape(-1)[worst].item(), expected.reshape(-1)[worst].item()
     return f"element {place}: got {_text(got)}, expected {_text(wanted)}"
 

@@ -60,6 +60,7 @@ def run_plan(
         selection=plan.selection,
         seeds=plan.seeds,
         cases=results,
+        known=tuple(known.items()),
         stale=stale(known, results),
         unmatched=unmatched(known, plan.everything),
     )
@@ -105,9 +106,7 @@ def describe(backend: TorchBackend) -> dict[str, str]:
     }
 
 
-def _gather(
-    backend: TorchBackend, case: Case, seeds: Iterable[int]
-) -> tuple[list[Row], list[Evidence], str | None]:
+def _gather(backend: TorchBackend, case: Case, seeds: Iterable[int]) -> tuple[list[Row], list[Evidence], str | None]:
     """Rows and evidence of every seed up to the first failure that is not a matter of figures, and that failure."""
     rows: list[Row] = []
     gathered: list[Evidence] = []

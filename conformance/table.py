@@ -141,8 +141,8 @@ def _bullets(runs: Iterable[Results]) -> list[str]:
 
 def _explanation() -> list[str]:
     return [
-        "Largest and mean error in units in the last place (ULP) of the result's dtype, largest and mean relative error",
-        "(MARE, MERE; small values are judged absolutely and are not in them), root mean square error, and the largest",
+        "Largest and mean error in units in the last place (ULP) of the result's dtype, largest and mean relative",
+        "error (MARE, MERE; small values are judged absolutely and are not in them), root mean square error, and the largest",
         "error as a share of what rounding explains, which the verdict is made by (above 1 is a failure). Figures are",
         "those of ordinary values (" + ", ".join(_PLAIN) + "); the verdict covers all ranges and sizes.",
         "",
@@ -155,9 +155,7 @@ def _operator_table(runs: Sequence[Results]) -> list[str]:
     for line in operator_lines(runs):
         for run, cell in zip(runs, line.cells, strict=True):
             if cell is not None:
-                lines.append(
-                    _markdown_row([line.subject, line.dtype, run.backend, _SIGN[cell.verdict], *cell.figures])
-                )
+                lines.append(_markdown_row([line.subject, line.dtype, run.backend, _SIGN[cell.verdict], *cell.figures]))
     return lines
 
 

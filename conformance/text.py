@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from conformance.compare import Agreement
+from conformance.recheck import SEEDS
 from conformance.results import Results
 
 _SHOWN = 40
@@ -34,12 +35,12 @@ def print_results(results: Results, console: Console, quiet: bool) -> None:
     """A table of verdicts by family, every failure, what the declarations lack, and the verdict."""
     line = _counts(results.count, _VERDICTS)
     if not quiet:
-        rows = [(case.family, case.verdict) for case in results.cases]
+        rows: list[tuple[str, str]] = [(case.family, case.verdict) for case in results.cases]
         _say(console, f"conformance of {results.backend} ({results.environment.get('device_name', '?')})")
         console.print(_by_family(rows, _VERDICTS))
         _list(console, ((case.case, case.message) for case in results.cases if case.verdict == "fail"), "fails")
-        known = {case.message.partition(" [")[0] for case in results.cases if case.verdict == "known"}
-        _list(console, (("known failure", reason) for reason in sorted(known)), "known failures")
+        needed = [(key, reason) for key, reason in results.known if key not in (*results.stale, *results.unmatched)]
+        _list(console, needed, "declared")
         _list(console, ((key, "passed in every case that ran: remove it") for key in results.stale), "stale")
         _list(console, ((key, "names no case: correct or remove it") for key in results.unmatched), "unmatched")
     _say(console, f"VERDICT: {results.verdict} ({line})")
@@ -60,6 +61,13 @@ def print_agreement(agreement: Agreement, console: Console, quiet: bool) -> None
                 console,
                 f"note: {agreement.inputs} inputs were judged, {agreement.standard} asks for {agreement.inputs_asked}: "
                 "run both with more --seeds",
+            )
+        waiting = agreement.count("recheck")
+        if waiting:
+            _say(
+                console,
+                f"note: {waiting} cases want the recheck: run them on both backends with --cases @FILE --seeds "
+                f"{SEEDS} --json, FILE written by --recheck-list, and compare again with --recheck twice",
             )
     _say(console, f"VERDICT: {verdict} ({_counts(agreement.count, _OUTCOMES)})")
 

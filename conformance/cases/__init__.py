@@ -7,7 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 from conformance.case import Case
-from conformance.cases import deadzone, differences, gradients, hooks, model, noise, operators, quantisation, scan, sweeps
+from conformance.cases import (
+    deadzone,
+    differences,
+    gradients,
+    hooks,
+    model,
+    noise,
+    operators,
+    quantisation,
+    scan,
+    sweeps,
+)
 from hal.errors import UsageError
 
 FAMILIES: tuple[Callable[[], Iterator[Case]], ...] = (

@@ -71,7 +71,9 @@ def _uniform_inputs(dtype: torch.dtype, context: Context) -> Evidence:
             ("one element", torch.tensor([[2.0]])),
             ("no element", torch.zeros(0, 7)),
         ):
-            evidence.equal(f"{name}, threshold {threshold}", context.call("deadzone", x.to(dtype), threshold), x.to(dtype))
+            evidence.equal(
+                f"{name}, threshold {threshold}", context.call("deadzone", x.to(dtype), threshold), x.to(dtype)
+            )
     return evidence
 
 

@@ -59,7 +59,7 @@ def attention_masks(context: Context) -> Evidence:
         arguments = (q, k, v, *options)
         _judge(evidence, f"catalogue, {name}", context.call("attention", *arguments), arguments)
     wide = (k.repeat_interleave(3, 1), v.repeat_interleave(3, 1))
-    call = functional.scaled_dot_product_attention
+    call: Callable[..., torch.Tensor] = functional.scaled_dot_product_attention
     bias = torch.where(mask, 0.0, -math.inf)
     device = context.device
     moved, moved_wide = [t.to(device) for t in (q, k, v)], [t.to(device) for t in (q, *wide)]
@@ -78,7 +78,8 @@ def _odd_head(
     context: Context, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     short = tuple(t[..., :13].contiguous() for t in (q[:, :2], k, v))
-    return functional.scaled_dot_product_attention(*(t.to(context.device) for t in short)), short
+    q_, k_, v_ = (t.to(context.device) for t in short)
+    return functional.scaled_dot_product_attention(q_, k_, v_), short
 
 
 def _unequal_heads(tensors: list[torch.Tensor], call: Callable[..., torch.Tensor]) -> str:

@@ -19,13 +19,13 @@ def random_streams(context: Context) -> Evidence:
     backend = context.backend
     first, again, other = (_draw(backend, seed) for seed in (1, 1, 2))
     evidence = Evidence()
-    evidence.equal("the same seed again", again, first)
+    evidence.same("the same seed again", again, first)
     require(not torch.equal(first, other), "two seeds gave the same numbers")
     generator = backend.generator(3)
     state = generator.get_state()
     once = torch.randn(100, generator=generator, device=context.device).cpu()
     generator.set_state(state)
-    evidence.equal("a restored state", torch.randn(100, generator=generator, device=context.device), once)
+    evidence.same("a restored state", torch.randn(100, generator=generator, device=context.device), once)
     host = torch.randn(1000, generator=torch.Generator().manual_seed(1))
     evidence.facts["randn has the host's numbers"] = str(torch.equal(first, host))
     return evidence

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional
 
@@ -10,6 +12,8 @@ from conformance.evidence import Evidence, require
 from conformance.formats import short
 from hal import noise
 from hal.ops.precision import ACCUMULATION, host64
+
+Work = Callable[[torch.Tensor], torch.Tensor]
 
 _LARGE = 1 << 24  # beyond it float32 does not hold every integer
 
@@ -60,7 +64,7 @@ def large_integers(context: Context) -> Evidence:
     host = torch.tensor([_LARGE - 1, _LARGE + 1, _LARGE + 3, (1 << 31) - 1, -_LARGE - 1], dtype=torch.int64)
     ids = host.to(context.device)
     evidence = Evidence()
-    for name, work in {
+    works: dict[str, Work] = {
         "addition": lambda x: x + 2,
         "product": lambda x: x * 3,
         "remainder": lambda x: x % 1000,
@@ -72,14 +76,16 @@ def large_integers(context: Context) -> Evidence:
         "shift": lambda x: x >> 3,
         "where": lambda x: torch.where(x > 0, x, -x),
         "sum": lambda x: x.sum(),
-    }.items():
+    }
+    for name, work in works.items():
         evidence.equal(name, work(ids), work(host))
     # Documented to lose bits on some devices and used nowhere here: recorded.
-    for name, work in {
+    doubtful: dict[str, Work] = {
         "cummin of int32": lambda x: x.to(torch.int32).cummin(0).values,
         "threshold of int64": lambda x: functional.threshold(x, 0, 0),
-    }.items():
-        evidence.facts[f"{name} is exact"] = _outcome(lambda work=work: torch.equal(work(ids).cpu(), work(host)))
+    }
+    for name, work in doubtful.items():
+        evidence.facts[f"{name} is exact"] = _same_as_host(work, host, context.device)
     return evidence
 
 
@@ -123,19 +129,20 @@ def fresh_memory(context: Context) -> Evidence:
     evidence = Evidence()
     x = noise.normal((64, 64), seed=7, device="cpu")
     moved = x.to(context.device)
-    for name, work in {
+    works: dict[str, Work] = {
         "padding": lambda t: functional.pad(t, (3, 5)),
         "softmax": lambda t: functional.softmax(t, -1),
         "scatter": lambda t: torch.zeros_like(t).scatter(1, (t > 0).long(), t),
         "concatenation": lambda t: torch.cat((t, t)),
         "product": lambda t: t @ t,
         "sum": lambda t: t.sum(-1),
-    }.items():
+    }
+    for name, work in works.items():
         clean = work(moved).cpu()
         for _ in range(3):
-            poison = torch.full((256, 256), float("nan"), device=context.device)
+            poison = [torch.full_like(work(moved), float("nan")) for _ in range(4)]
             del poison
-            evidence.equal(name, work(moved), clean)
+            evidence.same(f"{name} after NaN", work(moved), clean)
     fresh = torch.empty(1024, device=context.device)
     evidence.facts["fresh memory in deterministic mode"] = (
         "NaN" if bool(fresh.isnan().all()) else "zero" if not bool(fresh.any()) else "whatever was there"
@@ -143,9 +150,9 @@ def fresh_memory(context: Context) -> Evidence:
     return evidence
 
 
-def _outcome(question: object) -> str:
-    """The answer to a question about a documented weak spot: a device may refuse as well."""
+def _same_as_host(work: Work, host: torch.Tensor, device: torch.device) -> str:
+    """Whether the device gives the host's result; it may refuse as well."""
     try:
-        return str(question())  # type: ignore[operator]  # a function without arguments
+        return str(torch.equal(work(host.to(device)).cpu(), work(host)))
     except (RuntimeError, NotImplementedError) as error:
         return f"refused ({type(error).__name__})"

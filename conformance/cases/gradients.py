@@ -42,7 +42,9 @@ def _check(op: Op, spec: SampleSpec, context: Context) -> Evidence:
     arguments = op.sample(SampleSpec(spec.dtype, spec.size, spec.values, context.seed))
     evidence = Evidence(inputs=digest_arguments(arguments))
     results = _gradients(context.backend.ops.get(op.name), context.to_device(arguments), context.seed)
-    references = _gradients(op.reference, arguments, context.seed)
+    # Widened first, because a leaf's gradient has the leaf's dtype; but what an exact operator does depends on its own.
+    wide = [value.double() if _is_floating(value) and not op.exact else value for value in arguments]
+    references = _gradients(op.reference, wide, context.seed)
     for index, (result, reference) in enumerate(zip(results, references, strict=True)):
         if result is None or reference is None:
             raise Mismatch(f"argument {index} has no gradient")
@@ -55,19 +57,20 @@ def _allowance(reference: torch.Tensor, dtype: torch.dtype) -> float:
     incoming gradient and a saved result), half a unit for a product of theirs, and float32 accumulation.
     """
     largest = float(reference.abs().max()) if reference.numel() else 0.0
-    return largest * (2 * torch.finfo(dtype).eps + 4 * ACCUMULATION) + FLUSH
+    info = torch.finfo(dtype)
+    return largest * (2 * info.eps + 4 * ACCUMULATION) + max(info.smallest_normal * info.eps, FLUSH)
 
 
 def _gradients(
     function: Callable[..., Any], arguments: list[Any] | tuple[Any, ...], seed: int
 ) -> list[torch.Tensor | None]:
-    leaves = [
-        value.clone().requires_grad_() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for value in arguments
-    ]
+    leaves = [value.clone().requires_grad_() if _is_floating(value) else value for value in arguments]
     result = function(*leaves)
     incoming = noise.normal(result.shape, seed=seed, stream=noise.stream_key("incoming gradient"), device="cpu")
-    # Rounded to the narrow dtype first, so that host and device are given the same numbers.
-    narrow = next(value.dtype for value in arguments if isinstance(value, torch.Tensor) and value.is_floating_point())
-    result.backward(incoming.to(narrow).to(result.device).to(result.dtype))
-    return [value.grad for value in leaves if isinstance(value, torch.Tensor) and value.requires_grad]
+    # Of few bits, so that host and device are given the same numbers in every dtype.
+    result.backward(incoming.to(torch.bfloat16).to(result.device).to(result.dtype))
+    return [value.grad for value in leaves if _is_floating(value)]
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()

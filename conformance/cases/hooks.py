@@ -51,8 +51,8 @@ def _observe(context: Context) -> Evidence:
     network(x)
     require(len(seen) == 2, f"a removed observer was called again ({len(seen)} calls)")
     evidence = Evidence()
-    evidence.equal("the observed pass", observed, plain.cpu())
-    evidence.equal("what it saw", seen[0], network[1](network[0](x)).cpu())
+    evidence.same("the observed pass", observed, plain)
+    evidence.same("what it saw", seen[0], network[1](network[0](x)))
     return evidence
 
 
@@ -67,8 +67,8 @@ def _transform(context: Context) -> Evidence:
         changed = network(x)
     middle = ops.relative_noise(network[1](network[0](x)), 0.05, 17)
     evidence = Evidence()
-    evidence.equal("the transformed pass", changed, network[2](middle).cpu())
-    evidence.equal("afterwards", network(x), before.cpu())
+    evidence.same("the transformed pass", changed, network[2](middle))
+    evidence.same("afterwards", network(x), before)
     require(not torch.equal(changed, before), "a transform changed nothing")
     return evidence
 
@@ -108,7 +108,7 @@ def _exception(context: Context) -> Evidence:
     except ZeroDivisionError:
         pass
     evidence = Evidence()
-    evidence.equal("afterwards", network(x).detach(), before.cpu())
+    evidence.same("afterwards", network(x).detach(), before)
     return evidence
 
 

@@ -11,7 +11,7 @@ from conformance.case import Case, Context
 from conformance.evidence import Evidence
 from conformance.formats import short
 from hal.ops import CATALOGUE, Op, SampleSpec, error_bound
-from hal.ops.precision import FLUSH
+from hal.ops.precision import ACCUMULATION, FLUSH
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -39,7 +39,7 @@ def cases() -> Iterator[Case]:
         for name in OPERATORS:
             yield _case(name, dtype, functools.partial(_check_operator, CATALOGUE[name], dtype))
         for name, function in FUNCTIONS.items():
-            yield _case(name, dtype, functools.partial(_check_function, function, dtype))
+            yield _case(name, dtype, functools.partial(_check_function, name, function, dtype))
         yield _case("widening", dtype, functools.partial(_check_widening, dtype))
         yield _case("rounding", dtype, functools.partial(_check_rounding, dtype))
 
@@ -69,20 +69,24 @@ def _check_operator(op: Op, dtype: torch.dtype, context: Context) -> Evidence:
     return evidence
 
 
-def _check_function(function: Function, dtype: torch.dtype, context: Context) -> Evidence:
+def _check_function(name: str, function: Function, dtype: torch.dtype, context: Context) -> Evidence:
     x = every_number(dtype)
     result = function(x.to(context.device)).cpu()
     expected = function(x.double())
     at_zero = function(torch.zeros((), dtype=torch.float64).copysign(x.double()))
     # Below float32's normal numbers a device may take its input for zero; that it does is told by differences/18.
-    flushed = (x.double().abs() < _SMALLEST_NORMAL) & ((result.double() == at_zero) | (result.isnan() & at_zero.isnan()))
+    flushed = (x.double().abs() < _SMALLEST_NORMAL) & (
+        (result.double() == at_zero) | (result.isnan() & at_zero.isnan())
+    )
     expected = torch.where(flushed, at_zero, expected)
     info = torch.finfo(dtype)
     # Two units of float32 for the function, half a unit of the dtype for the result.
     size = expected.abs().nan_to_num(0.0, 0.0)
     evidence = Evidence(facts={"subnormal inputs taken for zero": str(int((flushed & (x != 0)).sum()))})
     allowance = size * (info.eps / 2 + 2 * torch.finfo(torch.float32).eps)
-    evidence.within("result", result, expected, allowance + max(info.smallest_normal * info.eps / 2, FLUSH))
+    allowance = allowance + max(info.smallest_normal * info.eps / 2, FLUSH)
+    # What uses erf adds it to one: it is judged by its range, as rounding of that sum is.
+    evidence.within("result", result, expected, allowance + (ACCUMULATION if name == "erf" else 0.0))
     return evidence
 
 

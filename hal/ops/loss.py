@@ -28,8 +28,8 @@ def check_targets(targets: torch.Tensor, vocabulary: int, ignored: int = IGNORED
     wrong = host[((host < 0) | (host >= vocabulary)) & (host != ignored)]
     if wrong.numel():
         raise UsageError(
-            f"target {int(wrong[0])} is outside the vocabulary of {vocabulary}: give 0 to {vocabulary - 1}, or {ignored} "
-            "for a token without one"
+            f"target {int(wrong[0])} is outside the vocabulary of {vocabulary}: give 0 to {vocabulary - 1}, "
+            f"or {ignored} for a token without one"
         )
 
 
