@@ -178,6 +178,6 @@ def _plain(value: Any) -> Any:
 
 
 def _row_from(entry: dict[str, Any]) -> Row:
-    errors = {name: Errors(**entry[name]) for name in ("errors", "ideal") if name in entry}
+    errors: dict[str, Any] = {name: Errors(**entry[name]) for name in ("errors", "ideal") if name in entry}
     figures: dict[str, Any] = {**entry, **errors}
     return Row(**figures)

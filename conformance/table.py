@@ -142,8 +142,8 @@ def _bullets(runs: Iterable[Results]) -> list[str]:
 def _explanation() -> list[str]:
     return [
         "Largest and mean error in units in the last place (ULP) of the result's dtype, largest and mean relative",
-        "error (MARE, MERE; small values are judged absolutely and are not in them), root mean square error, and the largest",
-        "error as a share of what rounding explains, which the verdict is made by (above 1 is a failure). Figures are",
+        "error (MARE, MERE; small values are judged absolutely and are not in them), root mean square error, and the",
+        "largest error as a share of what rounding explains, by which the verdict is made (above 1 fails). Figures are",
         "those of ordinary values (" + ", ".join(_PLAIN) + "); the verdict covers all ranges and sizes.",
         "",
     ]
