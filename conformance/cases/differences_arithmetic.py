@@ -14,7 +14,8 @@ from hal import noise
 from hal.ops import CATALOGUE, SampleSpec, error_bound
 from hal.ops.precision import ACCUMULATION, FLUSH, host64
 
-_SMALLEST_NORMAL = 2.0**-126
+# Halves and tenths of the smallest normal number, even so that half of each is exact.
+SUBNORMAL_BITS = (0x00400000, 0x000CCCCC, 0x00002000, 0x00000002)
 
 
 def full_precision(context: Context) -> Evidence:
@@ -135,27 +136,38 @@ def subnormals(context: Context) -> Evidence:
     """float32 numbers below 2**-126 take part in arithmetic. Where they are flushed the message says in which
     operators: such a device agrees with others only to within that number.
     """
-    small = torch.tensor([0.5, 0.25, 2.0**-10, 2.0**-23]) * _SMALLEST_NORMAL
-    x = small.to(context.device)
-    expected = {
-        "copy": (x.clone(), small),
-        "addition": (x + x, small * 2),
-        "product": (x * 0.5, small * 0.5),
-        "result of a product": (torch.full_like(x, _SMALLEST_NORMAL) * 0.5, torch.full((4,), 0.5 * _SMALLEST_NORMAL)),
-        "division": (x / 2, small / 2),
-        "comparison": ((x > 0).float(), torch.ones(4)),
-        "square root": (torch.sqrt(x) * 2.0**64, torch.sqrt(small.double()) * 2.0**64),
-        "logarithm": (torch.log(x), torch.log(small.double())),
-        "result of an exponential": (torch.exp(torch.full_like(x, -88.0)), torch.exp(torch.full((4,), -88.0).double())),
+    x = _from_bits(*SUBNORMAL_BITS).to(context.device)
+    smallest = _from_bits(0x00800000).to(context.device)
+    # Bit patterns, and Python's own numbers: this process may flush as well.
+    exact = {
+        "copy": (x.clone(), SUBNORMAL_BITS),
+        "addition": (x + x, [2 * bits for bits in SUBNORMAL_BITS]),
+        "product": (x * 0.5, [bits // 2 for bits in SUBNORMAL_BITS]),
+        "product of normal numbers": (smallest * 0.5, [0x00400000]),
+        "division": (x / 2, [bits // 2 for bits in SUBNORMAL_BITS]),
+        "comparison": ((x > 0).to(torch.int32), [1] * len(SUBNORMAL_BITS)),
     }
-    lost = []
-    for name, (result, wanted) in expected.items():
-        got, aim = result.cpu().double(), wanted.double()
-        near = (got - aim).abs() <= aim.abs() * 2.0**-10 + 2.0**-149
-        if not bool(near.all()):
+    lost = [name for name, (result, bits) in exact.items() if _bits(result) != list(bits)]
+    values = [math.ldexp(bits, -149) for bits in SUBNORMAL_BITS]
+    normal = {
+        "square root": (torch.sqrt(x), [math.sqrt(value) for value in values]),
+        "logarithm": (torch.log(x), [math.log(value) for value in values]),
+        "exponential": (torch.exp(torch.full_like(x, -88.0)) * 2.0**30, [math.exp(-88.0) * 2.0**30] * len(values)),
+    }
+    for name, (result, wanted) in normal.items():
+        if not all(math.isclose(got, aim, rel_tol=2.0**-10) for got, aim in zip(result.tolist(), wanted, strict=True)):
             lost.append(name)
     require(not lost, f"subnormal float32 numbers are flushed in: {', '.join(lost)}")
     return Evidence(facts={"flushed": "nowhere"})
+
+
+def _from_bits(*patterns: int) -> torch.Tensor:
+    return torch.tensor(patterns, dtype=torch.int32).view(torch.float32)
+
+
+def _bits(result: torch.Tensor) -> list[int]:
+    patterns: list[int] = result.cpu().view(torch.int32).tolist()
+    return patterns
 
 
 def _terms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
