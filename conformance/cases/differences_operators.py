@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import re
+import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn import functional
@@ -15,6 +19,9 @@ from conformance.evidence import Evidence, Mismatch, require
 from hal import noise
 from hal.errors import HalError, UsageError
 from hal.ops import CATALOGUE, error_bound
+
+_STANDARD_ERROR = 2
+_FELL_BACK = re.compile(r"fall\w* ?back|not currently supported on the", re.IGNORECASE)
 
 # Operators that some device's library lacks and runs on the host instead.
 RARE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -141,21 +148,36 @@ def host_fallback(context: Context) -> Evidence:
     x = torch.tensor([0.25, 0.5, 0.75], device=context.device)
     evidence = Evidence()
     for name, work in RARE.items():
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with _listening() as heard:
             try:
                 result = work(x)
                 require(result.device == x.device, f"{name} of a tensor on {x.device} came back on {result.device}")
                 evidence.facts[name] = "runs"
             except (RuntimeError, NotImplementedError):
                 evidence.facts[name] = "refused"
-        spoken = next((str(item.message) for item in caught if _fell_back(str(item.message))), None)
+        spoken = next((line for line in heard if _FELL_BACK.search(line)), None)
         require(spoken is None, f"{name} ran on the host: {spoken}")
     return evidence
 
 
-def _fell_back(message: str) -> bool:
-    return re.search(r"fall\w* ?back|not currently supported on the", message, re.IGNORECASE) is not None
+@contextlib.contextmanager
+def _listening() -> Iterator[list[str]]:
+    """The lines of every warning in the block, after it: Python's, and those that libraries write to standard error."""
+    heard: list[str] = []
+    sys.stderr.flush()
+    terminal = os.dup(_STANDARD_ERROR)
+    with tempfile.TemporaryFile() as file, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        os.dup2(file.fileno(), _STANDARD_ERROR)
+        try:
+            yield heard
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, _STANDARD_ERROR)
+            os.close(terminal)
+            file.seek(0)
+            heard += file.read().decode(errors="replace").splitlines()
+            heard += [" ".join(str(item.message).split()) for item in caught]
 
 
 def _recorded(work: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, context: Context) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -14,8 +13,6 @@ from conformance.case import Case
 from conformance.cases import all_cases, choose
 from conformance.runner import Plan, run_case, run_plan
 from hal.ops import CATALOGUE
-
-Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
 
 class Host(hal.HostBackend):
@@ -71,7 +68,7 @@ def run_whole():
     return run
 
 
-def each_result(change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Callable[..., Any]]:
+def _each_result(change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Callable[..., Any]]:
     """Every operator of the catalogue with its floating results changed."""
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,7 +82,7 @@ def each_result(change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Cal
     return {name: wrap(op.default) for name, op in CATALOGUE.items()}
 
 
-def each_input(
+def _each_input(
     change: Callable[[torch.Tensor], torch.Tensor], names: tuple[str, ...]
 ) -> dict[str, Callable[..., Any]]:
     """The operators `names` with their floating inputs changed."""
@@ -101,7 +98,7 @@ def each_input(
     return {name: wrap(CATALOGUE[name].default) for name in names}
 
 
-def to_eleven_bits(x: torch.Tensor) -> torch.Tensor:
+def _to_eleven_bits(x: torch.Tensor) -> torch.Tensor:
     """float32 rounded to 11 stored bits of significand; narrower dtypes as they are."""
     if x.dtype != torch.float32:
         return x
@@ -109,11 +106,21 @@ def to_eleven_bits(x: torch.Tensor) -> torch.Tensor:
     return ((x.view(torch.int32) + half) & ~((1 << 12) - 1)).view(torch.float32)
 
 
-@contextlib.contextmanager
-def flushing():
+@pytest.fixture
+def each_result():
+    """Every operator with its results changed."""
+    return _each_result
+
+
+@pytest.fixture
+def short_inputs():
+    """Some operators with float32 inputs of eleven bits."""
+    return lambda *names: _each_input(_to_eleven_bits, names)
+
+
+@pytest.fixture
+def flushing() -> Iterator[None]:
     """The processor's own mode in which subnormal numbers are zero."""
     torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
+    yield
+    torch.set_flush_denormal(False)

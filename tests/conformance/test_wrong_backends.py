@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
+from conformance.runner import run_case
 from hal import noise
 from hal.ops import CATALOGUE
 from hal.ops.deadzone import survivors
-
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import each_input, each_result, flushing, to_eleven_bits
-
-sys.path.pop(0)
 
 PRODUCTS = ("matmul", "bmm", "linear", "attention")
 
@@ -58,8 +52,8 @@ def failures(outcomes):
     return {name: message for name, (verdict, message) in outcomes.items() if verdict == "fail"}
 
 
-def test_rounding_to_eleven_bits_fails_in_float32_products_and_nowhere_else(make_backend, run_on):
-    backend = make_backend(each_input(to_eleven_bits, PRODUCTS))
+def test_rounding_to_eleven_bits_fails_in_float32_products_and_nowhere_else(make_backend, run_on, short_inputs):
+    backend = make_backend(short_inputs(*PRODUCTS))
     failed = failures(run_on(backend, "operators/*/odd/normal", "differences/01-*", "differences/02-*"))
     assert set(failed) == {
         *(f"operators/{name}/float32/odd/normal" for name in PRODUCTS),
@@ -70,7 +64,7 @@ def test_rounding_to_eleven_bits_fails_in_float32_products_and_nowhere_else(make
     assert "got" in failed["operators/matmul/float32/odd/normal"]
 
 
-def test_flushed_subnormals_fail_where_equality_is_asked_for(make_backend, run_on):
+def test_flushed_subnormals_fail_where_equality_is_asked_for(make_backend, run_on, each_result):
     outcomes = run_on(make_backend(each_result(flushed)), "operators/*/odd/subnormal", "operators/*/odd/normal")
     failed = failures(outcomes)
     assert failed
@@ -79,11 +73,9 @@ def test_flushed_subnormals_fail_where_equality_is_asked_for(make_backend, run_o
     assert "equality was asked for" in failed["operators/clamp/float32/odd/subnormal"]
 
 
+@pytest.mark.usefixtures("flushing")
 def test_a_processor_that_flushes_is_told_in_which_operators(make_backend, case_named):
-    from conformance.runner import run_case
-
-    with flushing():
-        result = run_case(make_backend(), case_named("differences/18-subnormals"))
+    result = run_case(make_backend(), case_named("differences/18-subnormals"))
     assert result.verdict == "fail"
     assert "flushed in: addition, product, product of normal numbers, division, comparison" in result.message
 
@@ -133,7 +125,7 @@ def test_short_accumulation_fails_in_products(make_backend, run_on):
     assert "differences/02-summation-order" in failed
 
 
-def test_saturating_overflow_fails_wherever_infinity_belongs(make_backend, run_on):
+def test_saturating_overflow_fails_wherever_infinity_belongs(make_backend, run_on, each_result):
     outcomes = run_on(make_backend(each_result(saturated)), "operators/*/odd/nonfinite", "operators/*/odd/normal")
     failed = failures(outcomes)
     assert all(name.endswith("nonfinite") for name in failed)
