@@ -60,7 +60,9 @@ def test_seeds_and_selection_are_in_the_file(conformance, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("standard", ["bound", "ulp", "ascend-single", "mixed-2026", "ascend-dual-l0", "ascend-dual-l2"])
+@pytest.mark.parametrize(
+    "standard", ["bound", "ulp", "ascend-single", "mixed-2026", "ascend-dual-l0", "ascend-dual-l2"]
+)
 def test_compare_agrees_with_0(conformance, file, standard):
     code, out, _ = conformance("compare", file, file, "--standard", standard)
     assert code == 0

@@ -136,7 +136,9 @@ def test_running_on_the_host_is_noticed_by_the_vendors_warning(make_backend, cas
     assert "lgamma ran on the host" in result.message
 
 
-@pytest.mark.parametrize("name", ["differences/19-model-accuracy", "model/gradient/float32", "layers/decoder-layer/float32"])
+@pytest.mark.parametrize(
+    "name", ["differences/19-model-accuracy", "model/gradient/float32", "layers/decoder-layer/float32"]
+)
 def test_a_model_computed_with_short_products_fails(make_backend, case_named, monkeypatch, name):
     from conformance.cases import model
 

@@ -13,7 +13,13 @@ from hal.errors import UsageError
 @pytest.fixture
 def results(make_backend, run_whole):
     backend = make_backend(known_failures={"sweeps/gelu/bfloat16": "doubles on the way"})
-    patterns = ("operators/silu/*/odd/*", "sweeps/gelu/*", "noise/bits", "differences/13-*", "operators/tensor_digest/*")
+    patterns = (
+        "operators/silu/*/odd/*",
+        "sweeps/gelu/*",
+        "noise/bits",
+        "differences/13-*",
+        "operators/tensor_digest/*",
+    )
     return run_whole(backend, *patterns, seeds=2)
 
 

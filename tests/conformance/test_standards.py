@@ -78,7 +78,9 @@ def test_dual_counts_small_values_against_at_least_one_error():
     dual = STANDARDS["ascend-dual-l2"]
     assert dual.judge(replace(CLEAN, errors=Errors(small_errors=2)), CLEAN).passed
     assert not dual.judge(replace(CLEAN, errors=Errors(small_errors=3)), CLEAN).passed
-    assert dual.judge(replace(CLEAN, errors=Errors(small_errors=20)), replace(CLEAN, errors=Errors(small_errors=10))).passed
+    assert dual.judge(
+        replace(CLEAN, errors=Errors(small_errors=20)), replace(CLEAN, errors=Errors(small_errors=10))
+    ).passed
 
 
 def test_no_device_is_asked_to_round_better_than_correctly():

@@ -82,7 +82,9 @@ def test_a_processor_that_flushes_is_told_in_which_operators(make_backend, case_
 
 def test_tanh_gelu_for_exact_gelu_fails_in_every_dtype_and_is_named(make_backend, run_on):
     backend = make_backend({"gelu": lambda x: functional.gelu(x, approximate="tanh")})
-    failed = failures(run_on(backend, "operators/*/odd/normal", "sweeps/*", "differences/08-*", "gradients/*/odd/normal"))
+    failed = failures(
+        run_on(backend, "operators/*/odd/normal", "sweeps/*", "differences/08-*", "gradients/*/odd/normal")
+    )
     assert {f"operators/gelu/{dtype}/odd/normal" for dtype in ("float32", "bfloat16", "float16")} <= set(failed)
     assert {"sweeps/gelu/float16", "sweeps/gelu/bfloat16", "gradients/gelu/float32/odd/normal"} <= set(failed)
     assert all("/gelu" in name or name == "differences/08-gelu-form" for name in failed)
@@ -141,8 +143,14 @@ def test_a_device_that_merely_rounds_otherwise_passes(make_backend, run_on, kind
     def wide(a, b):
         return torch.matmul(a.double(), b.double()).to(a.dtype)
 
-    overrides = {"reordered": {"matmul": reordered, "bmm": reordered}, "wide": {"matmul": wide, "bmm": wide}, "plain": {}}
-    outcomes = run_on(make_backend(overrides[kind]), "operators/*/odd/*", "deadzone/*", "quantisation/*", "differences/02*")
+    overrides = {
+        "reordered": {"matmul": reordered, "bmm": reordered},
+        "wide": {"matmul": wide, "bmm": wide},
+        "plain": {},
+    }
+    outcomes = run_on(
+        make_backend(overrides[kind]), "operators/*/odd/*", "deadzone/*", "quantisation/*", "differences/02*"
+    )
     assert failures(outcomes) == {}
     assert any(fnmatch.fnmatch(name, "operators/matmul/*") for name in outcomes)
 
