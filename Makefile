@@ -33,13 +33,15 @@ unit: $(VENV)/installed-dev
 conformance: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) conformance run --backend cpu-reference --quick
 
+SIMULATED = 'The npu here is the simulated one (simulated-npu.md): it shows that the code paths are right, not a 910B'"'"'s numbers.'
+
 # The full run of the host and of the simulated npu, and docs/conformance.md from their files.
 conformance-table: $(VENV)/installed-dev
 	mkdir -p build
 	OMP_NUM_THREADS=1 $(RUN) conformance run --backend cpu-reference --json build/cpu-reference.json
 	OMP_NUM_THREADS=1 $(PYTHON) tests/npu/environment.py run python -m conformance run --backend npu --json build/npu.json; \
 	    test $$? -le 1
-	$(RUN) conformance table build/cpu-reference.json build/npu.json --markdown docs/conformance.md
+	$(RUN) conformance table build/cpu-reference.json build/npu.json --markdown docs/conformance.md --note $(SIMULATED)
 
 test-slow: $(VENV)/installed-dev
 	$(RUN) pytest -m slow

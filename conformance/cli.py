@@ -108,17 +108,18 @@ def table_command(
     files: Annotated[list[Path], typer.Argument(help="Results files, one for each backend.")],
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the table as one HTML page.")] = None,
+    note: Annotated[str, typer.Option(help="A sentence above the table, for example that a device is simulated.")] = "",
 ) -> int:
     """Make a table, operator by dtype by backend, from results files."""
     for path in (markdown, html):
         if path is not None:
             require_writable(path)
     loaded = [load_results(file) for file in files]
-    page = render_markdown(loaded)
+    page = render_markdown(loaded, note)
     if markdown is not None:
         write_text(markdown, page)
     if html is not None:
-        write_text(html, render_html(loaded))
+        write_text(html, render_html(loaded, note))
     if markdown is None and html is None:
         typer.echo(page)
     return AGREE

@@ -74,11 +74,12 @@ def family_lines(runs: Sequence[Results]) -> list[Line]:
     ]
 
 
-def render_markdown(runs: Sequence[Results]) -> str:
-    """Both tables as Markdown, with the runs they come from."""
+def render_markdown(runs: Sequence[Results], note: str = "") -> str:
+    """Both tables as Markdown, with the runs they come from and a `note` about them."""
     parts = ["# Conformance", ""]
     parts += ["Made by `python -m conformance table RESULTS.json ... --markdown FILE`; do not edit.", ""]
     parts += _bullets(runs)
+    parts += ["", note] if note else []
     parts += ["", "## Operators", "", *_explanation()]
     parts += _operator_table(runs)
     parts += ["", "## Everything else", "", *_plain_table(runs)]
@@ -86,7 +87,7 @@ def render_markdown(runs: Sequence[Results]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def render_html(runs: Sequence[Results]) -> str:
+def render_html(runs: Sequence[Results], note: str = "") -> str:
     """Both tables as one page that needs nothing from elsewhere; a UsageError where jinja2 is not installed."""
     try:
         from jinja2 import Environment
@@ -95,7 +96,7 @@ def render_html(runs: Sequence[Results]) -> str:
     source = resources.files("conformance").joinpath("table.html.jinja").read_text(encoding="utf-8")
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     return template.render(
-        runs=runs, figures=_FIGURES, operators=operator_lines(runs), others=family_lines(runs), sign=_SIGN
+        runs=runs, note=note, figures=_FIGURES, operators=operator_lines(runs), others=family_lines(runs), sign=_SIGN
     )
 
 

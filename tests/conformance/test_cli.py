@@ -95,11 +95,13 @@ def test_the_list_of_rechecks_is_what_run_takes(conformance, file, tmp_path):
 
 
 def test_table_writes_markdown_and_html(conformance, file, tmp_path):
-    outputs = ["--markdown", tmp_path / "t.md", "--html", tmp_path / "t.html"]
+    outputs = ["--markdown", tmp_path / "t.md", "--html", tmp_path / "t.html", "--note", "Here <it> is simulated."]
     assert conformance("table", file, *outputs)[0] == 0
     assert "| silu | bfloat16 | cpu-reference | pass |" in (tmp_path / "t.md").read_text()
+    assert "\nHere <it> is simulated.\n" in (tmp_path / "t.md").read_text()
     page = (tmp_path / "t.html").read_text()
     assert "<td>silu</td>" in page
+    assert "Here &lt;it&gt; is simulated." in page
     assert "http" not in page.replace("<!doctype html>", "")
 
 
