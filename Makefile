@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN     = $(BIN)/python -m
 
-.PHONY: demo test lint types imports unit test-npu test-slow clean
+.PHONY: demo test lint types imports unit conformance conformance-table test-npu test-slow clean
 
 demo: $(VENV)/installed
 	$(RUN) hal
@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	@printf '\n== The same with a simulated fault: one hidden unit in ten of layer 7 cannot hold small values ==\n'
 	$(RUN) srdd --backend cpu-reference --inject dead_zone@7:sparsity=0.1; test $$? -eq 1
 
-test: lint types imports unit test-npu
+test: lint types imports unit conformance test-npu
 
 lint: $(VENV)/installed-dev
 	$(RUN) ruff check
@@ -28,6 +28,20 @@ imports: $(VENV)/installed-dev
 
 unit: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile -m "not npu and not gpu and not slow"
+
+# A minute on one thread; the operators' command, as CI runs it.
+conformance: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(RUN) conformance run --backend cpu-reference --quick
+
+SIMULATED = 'The npu here is the simulated one (simulated-npu.md): it shows that the code paths are right, not a 910B'"'"'s numbers.'
+
+# The full run of the host and of the simulated npu, and docs/conformance.md from their files.
+conformance-table: $(VENV)/installed-dev
+	mkdir -p build
+	OMP_NUM_THREADS=1 $(RUN) conformance run --backend cpu-reference --json build/cpu-reference.json
+	OMP_NUM_THREADS=1 $(PYTHON) tests/npu/environment.py run python -m conformance run --backend npu --json build/npu.json; \
+	    test $$? -le 1
+	$(RUN) conformance table build/cpu-reference.json build/npu.json --markdown docs/conformance.md --note $(SIMULATED)
 
 test-slow: $(VENV)/installed-dev
 	$(RUN) pytest -m slow

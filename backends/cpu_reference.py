@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -18,6 +18,12 @@ class CpuReference(hal.HostBackend):
     name: ClassVar[str] = "cpu-reference"
     status: ClassVar[Status] = "stable"
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    # Measured on torch 2.13 by the conformance suite, on x86_64; the keys are patterns of its cases.
+    known_failures: ClassVar[Mapping[str, str]] = {
+        "sweeps/gelu/bfloat16": "torch's gelu returns inf from 2**127 on in bfloat16: it doubles on the way",
+        "gradients/layer_norm/*float16/large/*": "torch sums the gradient of layer_norm's weight over the rows in the "
+        "narrow dtype, up to 3 % off the largest",
+    }
 
     @classmethod
     def probe(cls) -> hal.Probe:

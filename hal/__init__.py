@@ -1,6 +1,10 @@
 """Hardware abstraction layer: what a backend is, which operators exist, how to hook a model."""
 
-from hal import _torch  # noqa: F401  -- must come first: it keeps a broken device extension from breaking torch
+from hal import (
+    _torch,  # noqa: F401  -- must come first: it keeps a broken device extension from breaking torch
+    noise,
+    ops,
+)
 from hal.backend import MemoryStats, NumericMode, Probe, Timer, TorchBackend
 from hal.errors import (
     BackendUnavailableError,
@@ -34,4 +38,6 @@ __all__ = [
     "get_backend",
     "hookimpl",
     "list_backends",
+    "noise",
+    "ops",
 ]

@@ -13,12 +13,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from hal.bundled import model_dir
 from hal.command_line import run_command
 from hal.errors import UsageError
+from hal.files import require_outputs
 from hal.models import load_model, parse_dtype
 from hal.registry import get_backend
 from hal.streaming import stream_model
 from srdd.campaign.command import campaign_command
 from srdd.faults import parse_fault, simulate
-from srdd.files import require_outputs
 from srdd.fleet.command import fleet_command
 from srdd.options import require_acted
 from srdd.probes.measure import PROBES

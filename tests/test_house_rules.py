@@ -115,6 +115,7 @@ def test_code_outside_backends_names_no_vendor_and_no_device_type(path):
 def test_the_packages_of_the_house_are_looked_at():
     assert len(python_files("hal")) > 20
     assert len(python_files("srdd")) > 10
+    assert len(python_files("conformance")) > 10
 
 
 BAD = [

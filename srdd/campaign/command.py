@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hal.files import require_writable, write_text
 from hal.registry import get_backend
 from srdd.campaign.file import read_campaign
 from srdd.campaign.markdown import render
@@ -21,7 +22,6 @@ from srdd.campaign.outcome import Outcome
 from srdd.campaign.result import Result, result_of, to_json
 from srdd.campaign.run import WHOLE, Plan, default_jobs, parse_shard, plan_campaign, require_directory, run_plan
 from srdd.campaign.score import judge
-from srdd.files import require_writable, write_text
 
 PERFECT, IMPERFECT = 0, 1
 TIMEOUT_S = 1800.0

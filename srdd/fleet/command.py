@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from hal.errors import UsageError
+from hal.files import require_outputs, write_text
 from hal.models import parse_dtype
-from srdd.files import require_outputs, write_text
 from srdd.fleet.announce import judgement_json, judgement_text, verdict_line
 from srdd.fleet.answer import Answer
 from srdd.fleet.meeting import meeting

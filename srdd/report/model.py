@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hal.files import write_text
 from srdd.diagnose import Diagnosis, Finding, diagnose
-from srdd.files import write_text
 from srdd.measurements import Cost, Measurements
 from srdd.report.store import from_document, read_document, to_document, to_text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from srdd.files import write_texts
+from hal.files import write_texts
 from srdd.report.html import render_html
 from srdd.report.model import Report, to_json
 from srdd.report.store import to_text

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from hal.bundled import model_dir
 from hal.errors import UsageError
+from hal.files import require_outputs, write_text
 from hal.models import LoadedModel, load_model, parse_dtype
 from hal.registry import get_backend
 from srdd.faults import parse_fault, simulate
-from srdd.files import require_outputs, write_text
 from srdd.options import (
     BackendOption,
     DeviceOption,

@@ -12,7 +12,7 @@ from hal.ops import CATALOGUE, Op, OpTable, SampleSpec, as_tensors, error_bound,
 
 NAMES = {
     "matmul", "bmm", "linear", "embedding", "softmax", "silu", "gelu", "gelu_tanh", "swiglu", "clamp", "saturate",
-    "rms_norm", "layer_norm", "rope", "attention", "deadzone", "relative_noise", "additive_noise",
+    "rms_norm", "layer_norm", "cross_entropy", "rope", "attention", "deadzone", "relative_noise", "additive_noise",
     "fake_quantize_mxfp4", "fake_quantize_nvfp4", "fake_quantize_int8",
     "moments", "quantile", "histogram", "multiplicity", "tensor_digest", "matmul_checksum",
 }  # fmt: skip

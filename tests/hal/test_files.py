@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hal.errors import UsageError
-from srdd.files import require_outputs, require_writable, write_text, write_texts
+from hal.files import require_outputs, require_writable, write_text, write_texts
 
 
 def test_text_is_written_as_given(tmp_path):
