@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -61,6 +62,7 @@ class Injection:
         self._model = model
         self._stack = find_layer_stack(model)
         self._hooks = Hooks(model)
+        self._life = ExitStack()
         self._noise = config.noise
         self._phase: Phase | None = None
         self._step = 0
@@ -75,7 +77,6 @@ class Injection:
             self._schedule = self._noise.make_schedule(steps, epochs, len(self._stack))
         if config.dead_zone is not None:
             self._stack.site(config.dead_zone.layer)  # raises for a layer that the model does not have
-        _refuse_compiled(model)
 
     # -- steps and phases ---------------------------------------------------------------------------
 
@@ -125,18 +126,20 @@ class Injection:
 
     def __enter__(self) -> Injection:
         """Attach everything; step 0 begins."""
-        try:
+        _tell_of_compiled(self._model)
+        with ExitStack() as life:
+            life.enter_context(self._hooks)
+            # A compiled graph would leave hooks out in silence, or break at each.
+            life.enter_context(torch.compiler.set_stance("force_eager"))
             self._attach()
+            life.callback(self._restore_weights)
             self.step = 0
-        except BaseException:
-            self._hooks.__exit__(None, None, None)
-            raise
+            self._life = life.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Remove everything. Without an exception on its way, check that noise was where it was asked for."""
-        self._hooks.__exit__(None, None, None)
-        self._restore_weights()
+        self._life.close()
         if error is None:
             self.require_hits()
 
@@ -303,19 +306,21 @@ def inject(
 ) -> Injection:
     """Noise and dead zone of `config` in `model`, as a context manager that yields an `Injection`. `backend` must be
     the one the model is on (None: wherever it is). `steps` and `epochs` tell schedules how long the run is. The model
-    may be wrapped by DDP or FSDP, use autocast and gradient checkpointing; a compiled one is refused. Raises UsageError
-    for a layer, phase or schedule that does not fit, and HookError at the end of the block when noise hit nothing.
+    may be wrapped by DDP or FSDP, use autocast and gradient checkpointing (whose second pass draws the same noise and
+    counts again). `torch.compile` and noise exclude each other: inside the block everything compiled runs eagerly.
+    Raises UsageError for a layer, phase or schedule that does not fit, and HookError at the end of the block when noise
+    hit nothing.
     """
     if backend is not None:
         (get_backend(backend) if isinstance(backend, str) else backend).for_model(model)
     return Injection(model, config, steps, epochs)
 
 
-def _refuse_compiled(model: nn.Module) -> None:
+def _tell_of_compiled(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        compiled = getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
-        if compiled:
-            raise UsageError(
-                f"the module '{name or type(module).__name__}' is compiled, which would leave noise out in silence: "
-                "inject into the model before torch.compile, which then runs its noisy layers eagerly"
+        if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+            warnings.warn(
+                f"the module '{name or type(module).__name__}' is compiled: it runs eagerly while noise is in it",
+                stacklevel=3,
             )
+            return

@@ -195,7 +195,7 @@ def test_it_acts_again_after_an_exception_inside_the_block(net, x):
 
 @pytest.mark.parametrize("operators", [[], ["matmull"]])
 def test_an_operator_that_there_is_not_is_refused(net, operators):
-    with Hooks(net) as hooks, pytest.raises(HookError, match="choose from: .*linear"):
+    with Hooks(net) as hooks, pytest.raises(HookError, match=r"choose from: .*linear"):
         hooks.handle_operators("layers.0", operators, Recorder())
 
 
