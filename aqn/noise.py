@@ -37,12 +37,15 @@ class Stream:
 
 @dataclass(frozen=True)
 class _Grid:
-    """A tensor seen as [batch, rows, width], with the noise of rows first to last as `draw(first, last)`."""
+    """A tensor seen as [batch, rows, width], with the noise of rows first to last as `draw(first, last)`; `fast` noise
+    is not bound to its bits.
+    """
 
     batch: int
     rows: int
     width: int
     draw: _Draw
+    fast: bool
 
 
 def forward_noise(
@@ -84,6 +87,11 @@ class _ForwardNoise(torch.autograd.Function):
         values, incoming = _folded(x, ctx.grid), _folded(gradient, ctx.grid)
         out = torch.empty_like(values, dtype=gradient.dtype)
         for first, last, draw in _pieces(ctx.grid, x.device):
+            if _may_fuse(ctx.grid, values, incoming):
+                piece = incoming[:, first:last]
+                signed = values[:, first:last].sign().mul_(piece)
+                torch.addcmul(piece, signed, draw, value=ctx.sigma, out=out[:, first:last])
+                continue
             factor = values[:, first:last].float().sign().mul_(draw.mul_(ctx.sigma)).add_(1.0)
             out[:, first:last] = factor.mul_(incoming[:, first:last].float())
         return out.view(x.shape), None, None
@@ -106,10 +114,18 @@ def _perturbed(x: torch.Tensor, sigma: float, grid: _Grid) -> torch.Tensor:
     values = _folded(x, grid)
     out = torch.empty_like(values)
     for first, last, draw in _pieces(grid, x.device):
+        if _may_fuse(grid, values):
+            torch.addcmul(values[:, first:last], values[:, first:last].abs(), draw, value=sigma, out=out[:, first:last])
+            continue
         piece = values[:, first:last].float()
         # One kernel an operation, so that no device fuses two and rounds once less.
         out[:, first:last] = piece.abs().mul_(draw.mul_(sigma)).add_(piece)
     return out.view(x.shape)
+
+
+def _may_fuse(grid: _Grid, *tensors: torch.Tensor) -> bool:
+    """Fast noise promises a distribution, not bits: multiply and add may be one kernel."""
+    return grid.fast and all(tensor.dtype == torch.float32 for tensor in tensors)
 
 
 def _folded(x: torch.Tensor, grid: _Grid) -> torch.Tensor:
@@ -164,7 +180,7 @@ def _flat_grid(rows: int, width: int, stream: Stream, device: torch.device) -> _
             shape, seed=stream.seed, stream=stream.key, start=first * width, device=device, mode=stream.mode
         )
 
-    return _Grid(1, rows, width, draw)
+    return _Grid(1, rows, width, draw, stream.mode == "fast")
 
 
 def _shared_grid(heads: int, width: int, stream: Stream, tokens: TokenRows) -> _Grid:
@@ -178,7 +194,7 @@ def _shared_grid(heads: int, width: int, stream: Stream, tokens: TokenRows) -> _
             ]
         )
 
-    return _Grid(tokens.batch, heads * tokens.length, width, draw)
+    return _Grid(tokens.batch, heads * tokens.length, width, draw, stream.mode == "fast")
 
 
 def _own_grid(heads: int, width: int, stream: Stream, tokens: TokenRows) -> _Grid:
@@ -202,7 +218,7 @@ def _own_grid(heads: int, width: int, stream: Stream, tokens: TokenRows) -> _Gri
             drawn.clear()
         return piece
 
-    return _Grid(1, rows, width, draw)
+    return _Grid(1, rows, width, draw, stream.mode == "fast")
 
 
 def _rows_of(tokens: TokenRows, stream: Stream, head: int, begin: int, end: int, width: int) -> torch.Tensor:
