@@ -29,6 +29,7 @@ def train_grpo(
     """
     require_trl()
     import datasets
+    from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
     datasets.disable_progress_bars()
@@ -76,7 +77,7 @@ def train_grpo(
         processing_class=tokenizer,
         callbacks=[StepCallback(injection, note)],
     )
-    trainer.remove_callback("PrinterCallback")
+    trainer.remove_callback(PrinterCallback)
     if injection is not None:
         injection.phase = "actor_forward"
     trainer.train(resume_from_checkpoint=_checkpoint(folder))

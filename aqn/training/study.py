@@ -147,7 +147,7 @@ def _train(
         report(record["arm"], seed, step)
 
     method = train_grpo if recipe.method == "grpo" else train_supervised
-    with _noise(model, config, backend, recipe) as injection:
+    with _no_bars(), _noise(model, config, backend, recipe) as injection:
         method(
             model, loaded.tokenizer, train, recipe, seed, checkpoints, injection, note, isinstance(backend, HostBackend)
         )
@@ -157,6 +157,20 @@ def _train(
         record["survival_rate"] = injection.deadzone.survival_rate if injection.deadzone else None
         record["hits"] = sum(injection.counts.values())
     curve.drop()
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers draws a bar for every checkpoint it writes."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 class _Curve:
