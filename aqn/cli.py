@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from aqn.command_options import Backend, Device, Dtype, Model, Out, Quiet, Seeds, numbers, progress_bar
+from aqn.command_options import Backend, Device, Dtype, Model, Out, Quiet, Seeds, numbers, progress_bar, wide_console
 from aqn.experiment_commands import application as experiments
 from aqn.experiment_commands import finish as experiments_finish
 from aqn.guide import advice_for, guide, summary
@@ -71,7 +70,7 @@ def guide_command(
     config = guide(found, base_sigma, rules, schedule)
     write_text(output, config.to_yaml())
     if not quiet:
-        console = Console()
+        console = wide_console()
         console.print(f"{found.verdict}; noise around {base_sigma} written to {output}", highlight=False)
         for line in summary(advice_for(found, base_sigma, rules), base_sigma):
             console.print(line, highlight=False, soft_wrap=True)
@@ -98,7 +97,7 @@ def schedule_command(
         from aqn.experiments.plot import plot_lines
 
         write_text(plot, plot_lines(f"schedule {name}", "step", "sigma", {name: (range(steps), values)}))
-    console = Console()
+    console = wide_console()
     for step in dict.fromkeys([*range(0, steps, max(1, steps // 20)), steps - 1]):
         console.print(f"step {step:>6}  sigma {values[step]:.6f}", highlight=False)
     return 0

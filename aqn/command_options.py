@@ -40,6 +40,12 @@ def integers(text: str, option: str) -> list[int]:
         raise UsageError(f"{option} {text}: give whole numbers separated by commas") from None
 
 
+def wide_console() -> Console:
+    """A console for tables: as wide as the terminal, and wide enough for them where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
 @contextmanager
 def progress_bar(description: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A function (done, total) that moves a bar on standard error; a log file gets none."""

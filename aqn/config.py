@@ -224,11 +224,13 @@ class AqnConfig(_Section):
         return cls.parse({key: tree[key] for key in SECTIONS if tree.get(key) is not None}, "the configuration tree")
 
     def to_yaml(self) -> str:
-        """The document as YAML, in the guide's key names, defaults left out."""
+        """The document as YAML, in the guide's key names; defaults are left out except those one wants to see."""
         values = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
-        for section in ("aqn", "deadzone"):
-            if section in values:
-                values[section] = {"enabled": getattr(self, section).enabled, **values[section]}
+        if self.deadzone is not None:
+            values["deadzone"] = {"enabled": self.deadzone.enabled, **values["deadzone"]}
+        if self.aqn is not None:
+            shown = {"enabled": self.aqn.enabled, "base_sigma": self.aqn.sigma}
+            values["aqn"] = {**shown, **values.get("aqn", {})}
         return str(yaml.safe_dump(_plain(values), sort_keys=False, default_flow_style=None, width=110))
 
 

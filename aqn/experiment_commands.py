@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from aqn.command_options import (
     Backend,
@@ -23,6 +22,7 @@ from aqn.command_options import (
     integers,
     numbers,
     progress_bar,
+    wide_console,
 )
 from aqn.experiments.comparison import Plan, run_comparison
 from aqn.experiments.gradient_flow import run_gradient_flow
@@ -47,13 +47,13 @@ Task = Annotated[str, typer.Option(help="Task of the bundled model: arithmetic o
 def finish(result: Result, out: Path | None, quiet: bool) -> int:
     """Print the result, and save it with the command that made it."""
     if not quiet:
-        result.show(Console())
+        result.show(wide_console())
     if out is not None:
         require_output(out)
         result.options["command"] = " ".join(["python -m aqn", *sys.argv[1:]])
         for path in result.save(out):
             if not quiet:
-                Console().print(f"written: {path}", highlight=False)
+                wide_console().print(f"written: {path}", highlight=False)
     return 0
 
 

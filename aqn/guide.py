@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 
 from aqn.config import AqnConfig
 from aqn.guide_rules import HIGHEST, LOWEST, RULES, Advice, LayerEvidence, advise
@@ -39,7 +40,7 @@ def guide(
         "srdd_metadata": {
             "num_layers": len(advice),
             "analysis_date": datetime.now(timezone.utc).date().isoformat(),
-            "model": report.model,
+            "model": Path(report.model).name,
             "backend": report.backend,
             "verdict": report.verdict,
             "findings": [f"layer {entry.layer}: {entry.kind} at {entry.site}" for entry in report.findings],

@@ -52,6 +52,7 @@ def run_overhead(
         if progress is not None:
             progress(round_ + 1, seeds)
     subject.model.eval()
+    subject.model.zero_grad(set_to_none=True)
     for name, values in times.items():
         ratios = tuple(value / plain for value, plain in zip(values, times[NONE], strict=True))
         result.cells.append(Cell("step", name, MILLISECONDS, tuple(values)))

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from aqn.command_options import Backend, Device, Dtype, Model, Quiet, Seeds, progress_bar
+from aqn.command_options import Backend, Device, Dtype, Model, Quiet, Seeds, progress_bar, wide_console
 from aqn.config import AqnConfig
 from aqn.experiments.result import require_output
 from aqn.training.arms import ARMS, Fault
@@ -93,8 +92,8 @@ def train_command(
     lines = curves(out, chosen, "reward" if method == "grpo" else "loss")
     _save_curves(out, lines, "reward" if method == "grpo" else "loss")
     if not quiet:
-        result.show(Console())
-        Console().print(f"written: {out}", highlight=False)
+        result.show(wide_console())
+        wide_console().print(f"written: {out}", highlight=False)
     return 0
 
 

@@ -161,7 +161,7 @@ def _train(
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """transformers draws a bar for every checkpoint it writes."""
+    """Transformers draws a bar for every checkpoint it writes."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
