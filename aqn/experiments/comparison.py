@@ -142,7 +142,7 @@ def _statement(result: Result, layer: int, threshold: float) -> str:
     decided = next(entry for entry in result.comparisons if entry.name.startswith(f"{point}:"))
     return (
         f"{point}: the dead zone takes the loss from {clean:.3f} to {dead:.3f}; targeted against global noise: "
-        f"{decided.difference:+.4f} [{decided.low:+.4f}, {decided.high:+.4f}], {_words(decided)}"
+        f"{decided.difference:+.4f} [{decided.paired_low:+.4f}, {decided.paired_high:+.4f}], {_words(decided)}"
     )
 
 

@@ -137,6 +137,7 @@ class Result:
                 entry.name,
                 f"{entry.first} - {entry.second}",
                 f"{entry.difference:+.4f} [{entry.low:+.4f}, {entry.high:+.4f}]",
+                f"[{entry.paired_low:+.4f}, {entry.paired_high:+.4f}]" if not math.isnan(entry.paired_low) else "",
                 f"{entry.effect:+.2f}",
                 _p(entry.p),
                 _p(entry.p_corrected),
@@ -148,7 +149,17 @@ class Result:
         return [
             (["point", "condition", "measure", "mean ± std", "95 % interval", "seeds"], cells),
             (
-                ["comparison", "of", "difference [95 %]", "g", "Welch p", "p (Holm)", "paired p (Holm)", "verdict"],
+                [
+                    "comparison",
+                    "of",
+                    "difference [95 %, Welch]",
+                    "[95 %, paired]",
+                    "g",
+                    "Welch p",
+                    "p (Holm)",
+                    "paired p (Holm)",
+                    "verdict",
+                ],
                 compared,
             ),
         ]

@@ -33,9 +33,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`first` against `second`: the `difference` of their means with its 95 % interval by Welch, `p` of Welch's test,
-    `p_paired` of the test on the differences seed by seed (the same data in both), `p_corrected` after Holm's method
-    over all comparisons of the experiment, and Hedges' g, the difference in pooled standard deviations.
+    """`first` against `second`: the `difference` of their means with its 95 % interval by Welch (`low`, `high`) and by
+    the differences seed by seed, which share their data (`paired_low`, `paired_high`); `p` of Welch's test, `p_paired`
+    of the paired one, both `_corrected` by Holm's method over all comparisons of the experiment; and Hedges' g, the
+    difference in pooled standard deviations.
     """
 
     name: str
@@ -47,6 +48,8 @@ class Comparison:
     p: float
     p_paired: float
     effect: float
+    paired_low: float = math.nan
+    paired_high: float = math.nan
     p_corrected: float = math.nan
     p_paired_corrected: float = math.nan
 
@@ -86,6 +89,8 @@ def compare(name: str, first: tuple[str, Sequence[float]], second: tuple[str, Se
             1.0 if same else 0.0,
             1.0 if same else 0.0,
             0.0 if same else math.copysign(math.inf, difference),
+            difference,
+            difference,
         )
     with warnings.catch_warnings():
         # scipy warns of samples that hardly spread, such as accuracies of 100 %; their p is still right enough.
@@ -102,6 +107,7 @@ def compare(name: str, first: tuple[str, Sequence[float]], second: tuple[str, Se
         float(test.pvalue),
         _paired(a, b),
         hedges_g(a, b),
+        *_paired_interval(a, b),
     )
 
 
@@ -149,6 +155,13 @@ def _paired(a: np.ndarray, b: np.ndarray) -> float:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Precision loss", category=RuntimeWarning)
         return float(stats.ttest_rel(a, b).pvalue)
+
+
+def _paired_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    if len(a) != len(b):
+        return math.nan, math.nan
+    differences = summarise((a - b).tolist())
+    return differences.low, differences.high
 
 
 def _checked(values: Sequence[float]) -> np.ndarray:

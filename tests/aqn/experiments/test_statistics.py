@@ -30,6 +30,8 @@ def test_means_and_tests_are_scipys():
     assert entry.p_paired == pytest.approx(stats.ttest_rel(a, b).pvalue)
     assert entry.difference == pytest.approx(np.mean(a) - np.mean(b))
     assert entry.low < entry.difference < entry.high
+    interval = stats.ttest_rel(a, b).confidence_interval()
+    assert (entry.paired_low, entry.paired_high) == pytest.approx((interval.low, interval.high))
 
 
 def test_hedges_g_is_the_difference_in_pooled_deviations_made_smaller():
