@@ -126,7 +126,7 @@ def robustness_command(
     if mode not in ("matmul", "all_ops"):
         raise UsageError(f"mode '{mode}' is unknown: choose matmul or all_ops")
     levels, target = numbers(noise, "--noise"), get_backend(backend, device)
-    paths: list[Path | None] = [*(checkpoint or [None])]
+    paths: list[Path | None] = list(checkpoint) if checkpoint else [None]
     subjects = [load_subject(target, path, data, dtype=dtype) for path in paths]
     with progress_bar("robustness", quiet) as progress:
         result = run_robustness(subjects, levels, n_samples, seeds, mode, progress)  # type: ignore[arg-type]  # checked above
