@@ -56,7 +56,8 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """What the corrected tests carry: "lower", "higher" or "not shown". Seeds that share their data are compared
-        pair by pair; where that is impossible Welch's test decides.
+        pair by pair; where that is impossible Welch's test decides. A difference between samples without any spread (a
+        few equal accuracies) is not shown: no test applies.
         """
         p = self.p_corrected if math.isnan(self.p_paired_corrected) else self.p_paired_corrected
         if not p < LEVEL:
@@ -86,8 +87,8 @@ def compare(name: str, first: tuple[str, Sequence[float]], second: tuple[str, Se
             difference,
             difference,
             difference,
-            1.0 if same else 0.0,
-            1.0 if same else 0.0,
+            1.0 if same else math.nan,  # without any spread there is nothing to test a difference against
+            1.0 if same else math.nan,
             0.0 if same else math.copysign(math.inf, difference),
             difference,
             difference,
@@ -151,7 +152,7 @@ def _paired(a: np.ndarray, b: np.ndarray) -> float:
         return math.nan
     differences = a - b
     if differences.std(ddof=1) == 0:
-        return 1.0 if differences.mean() == 0 else 0.0
+        return 1.0 if differences.mean() == 0 else math.nan
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Precision loss", category=RuntimeWarning)
         return float(stats.ttest_rel(a, b).pvalue)

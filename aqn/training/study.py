@@ -154,7 +154,6 @@ def _train(
     trained = max(len(curve.new), 1)
     record["curve"], record["seconds"] = curve.all(), (time.monotonic() - started) / trained
     if injection is not None:
-        record["survival_rate"] = injection.deadzone.survival_rate if injection.deadzone else None
         record["hits"] = sum(injection.counts.values())
     curve.drop()
 
