@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from hal.errors import HookError
+from hal.operator_calls import CallHandler, OperatorCalls
 from hal.operators import OperatorScope, require_operator
 from hal.outputs import Role, hidden_states, with_hidden_states
 
 TensorFunction = Callable[[torch.Tensor], torch.Tensor]
 CallObserver = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+ArgumentObserver = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 
 
 class Hooks:
@@ -64,6 +66,14 @@ class Hooks:
 
         self._keep(self.module(site).register_forward_hook(hook, with_kwargs=True))
 
+    def observe_arguments(self, site: str, callback: ArgumentObserver) -> None:
+        """Call `callback(module, args, kwargs)` before each call of the module at `site`."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            callback(module, args, kwargs)
+
+        self._keep(self.module(site).register_forward_pre_hook(hook, with_kwargs=True))
+
     def transform(self, site: str, function: TensorFunction, role: Role = "layer") -> None:
         """Replace the hidden states that the module at `site` returns by `function` of them; shape and dtype
         must stay.
@@ -90,6 +100,15 @@ class Hooks:
         if key not in self._scopes:
             self._scopes[key] = self._scope(self.module(site), operator)
         self._scopes[key].functions.append(counted)
+
+    def handle_operators(self, site: str, operators: Collection[str], handler: CallHandler) -> None:
+        """Pass every call of `operators` made while the module at `site` runs through `handler`, which sees the
+        operator's factors before and its result after, and knows which submodule calls; a submodule that is an
+        operator itself (`RMSNorm`) counts as one call of it. Not counted in `counts`: the handler knows more.
+        """
+        for module, enter, leave in OperatorCalls(self.module(site), operators, handler).hooks():
+            self._keep(module.register_forward_pre_hook(enter, with_kwargs=True))
+            self._keep(module.register_forward_hook(leave, prepend=True, always_call=True))
 
     def _scope(self, module: nn.Module, operator: str) -> OperatorScope:
         scope = OperatorScope(operator)

@@ -6,7 +6,10 @@ import torch
 
 from hal.errors import UsageError
 from hal.noise import stream_key, uniform
+from hal.unit_mask import unit_mask
 from srdd.faults.specification import Fault
+
+__all__ = ["fault_mask", "unit_mask"]
 
 
 def fault_mask(fault: Fault, shape: torch.Size) -> torch.Tensor:
@@ -24,25 +27,6 @@ def fault_mask(fault: Fault, shape: torch.Size) -> torch.Tensor:
         rows = torch.arange(shape[:-1].numel()) % fault.period
         return chosen[rows].reshape(*shape[:-1], 1)
     return chosen[torch.arange(shape.numel()) % fault.period].reshape(shape)
-
-
-def unit_mask(width: int, sparsity: float, units: int, seed: int) -> torch.Tensor:
-    """Boolean mask over the last dimension, [width], true for the units hit: `units` of them, or round(sparsity
-    * width) when `units` is 0, chosen by `seed`. Raises UsageError when that would be none or more than there
-    are.
-    """
-    count = units or round(sparsity * width)
-    if count == 0:
-        raise UsageError(
-            f"sparsity {sparsity} of {width} hidden units hits none of them: "
-            f"raise it above {0.5 / width:.4g} or give units=1"
-        )
-    if count > width:
-        raise UsageError(f"a fault of {count} units does not fit: the output has {width} hidden units")
-    order = uniform((width,), seed=seed, stream=stream_key("srdd.faults.mask")).argsort(stable=True)
-    mask = torch.zeros(width, dtype=torch.bool)
-    mask[order[:count]] = True
-    return mask
 
 
 def _element_mask(shape: torch.Size, count: int, seed: int) -> torch.Tensor:

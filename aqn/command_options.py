@@ -1,0 +1,63 @@
+"""Options that the commands share, and how lists in them are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hal.errors import UsageError
+
+Backend = Annotated[str, typer.Option(help="Backend to run on: auto, cpu-reference, cuda, npu, or a plug-in's.")]
+Device = Annotated[str | None, typer.Option(help="Device: an index, or for example npu:1.")]
+Model = Annotated[Path | None, typer.Option(help="Checkpoint directory; the bundled model if left out.")]
+Data = Annotated[Path | None, typer.Option(help="Data for --model: .jsonl or .parquet, text or question and answer.")]
+Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
+Seeds = Annotated[int, typer.Option(min=2, help="Number of seeds; at least 5 to say anything.")]
+Samples = Annotated[int, typer.Option(min=1, help="Texts a seed.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the result as JSON, page and plot.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """Comma-separated numbers."""
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UsageError(f"{option} {text}: give numbers separated by commas") from None
+
+
+def integers(text: str, option: str) -> list[int]:
+    """Comma-separated whole numbers."""
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UsageError(f"{option} {text}: give whole numbers separated by commas") from None
+
+
+def wide_console() -> Console:
+    """A console for tables: as wide as the terminal, and wide enough for them where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+@contextmanager
+def progress_bar(description: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A function (done, total) that moves a bar on standard error; a log file gets none."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    ) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,66 @@
+"""Which token each row of an operator's result belongs to, so that its noise depends on the token's place in its own
+sequence and not on the batch around it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """The tokens of one forward pass: `batch` sequences of `length` tokens (one sequence where they are packed into a
+    single row). `unique` holds the positions that occur, ascending, int64; `place` says for each token [batch, length]
+    which of them is its own, None where every sequence has exactly these in order. `first` is the smallest position,
+    and `consecutive` says whether none is left out above it.
+    """
+
+    batch: int
+    length: int
+    unique: torch.Tensor
+    place: torch.Tensor | None
+    first: int
+    consecutive: bool
+
+    @property
+    def count(self) -> int:
+        """Number of tokens."""
+        return self.batch * self.length
+
+
+def token_rows(positions: torch.Tensor, batch: int) -> TokenRows:
+    """Describe `positions`: [length] or [1, length] for `batch` sequences that share them, or [batch, length]."""
+    table = positions.reshape(-1, positions.shape[-1]).to(torch.int64)
+    rows, length = table.shape
+    if rows > 1 and bool((table == table[:1]).all()):
+        table = table[:1]
+    if rows == 1:
+        rows = max(batch, 1)
+    if table.shape[0] == 1 and bool((table[0].diff() == 1).all()):
+        return TokenRows(rows, length, table[0], None, int(table[0, 0]), True)
+    unique, place = torch.unique(table, return_inverse=True)
+    first, last = unique[[0, -1]].tolist()
+    return TokenRows(rows, length, unique, place.expand(rows, -1), first, last - first == unique.numel() - 1)
+
+
+def layer_positions(hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int) -> torch.Tensor:
+    """The token positions in the arguments of a layer's call whose hidden states are `hidden` ([batch, length, units],
+    or [tokens, units]): `position_ids`, `positions` or `cache_position`, an integer tensor passed first (vLLM), and
+    otherwise counted from the length of the layer's key-value cache.
+    """
+    length = hidden.shape[-2]
+    for value in (kwargs.get("position_ids"), kwargs.get("positions"), kwargs.get("cache_position"), *args[:1]):
+        if isinstance(value, torch.Tensor) and _are_positions(value, length):
+            return value
+    cached = getattr(kwargs.get("past_key_values"), "get_seq_length", None)
+    past = int(cached(layer)) if cached else 0
+    return torch.arange(past, past + length, device=hidden.device)
+
+
+def _are_positions(value: torch.Tensor, length: int) -> bool:
+    if value.is_floating_point() or value.dtype == torch.bool:
+        return False
+    return value.dim() in (1, 2) and value.shape[-1] == length

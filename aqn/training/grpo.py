@@ -1,0 +1,99 @@
+"""One run of GRPO by TRL's trainer, with the fault and the noise of one arm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from aqn.injection import Injection
+from aqn.training.callback import StepCallback
+from aqn.training.recipe import Recipe
+from hal.bundled.arithmetic import Problem
+from hal.errors import UsageError
+
+
+def train_grpo(
+    model: Any,
+    tokenizer: Any,
+    train: Sequence[Problem],
+    recipe: Recipe,
+    seed: int,
+    folder: Path,
+    injection: Injection | None,
+    note: Callable[[int, dict[str, float]], None],
+    on_host: bool,
+) -> None:
+    """Train `model` in place; a checkpoint in `folder` from an interrupted run is taken up. The reward of a reply is 1
+    when it is the answer. Without TRL a UsageError that says how to get it.
+    """
+    require_trl()
+    import datasets
+    from transformers import PrinterCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    datasets.disable_progress_bars()
+
+    class Trainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped here
+        """Tells rollout from training; both carry noise, and both know it."""
+
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            if injection is None:
+                return super()._generate_and_score_completions(inputs)
+            with injection.during("rollout"):
+                return super()._generate_and_score_completions(inputs)
+
+    def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+        texts = [entry[0]["content"] if isinstance(entry, list) else entry for entry in completions]
+        return [float(text.strip() == right) for text, right in zip(texts, answer, strict=True)]
+
+    data = datasets.Dataset.from_dict(
+        {"prompt": [problem.messages for problem in train], "answer": [problem.answer for problem in train]}
+    )
+    settings = GRPOConfig(
+        output_dir=str(folder),
+        use_cpu=on_host,
+        bf16=False,
+        per_device_train_batch_size=recipe.prompts * recipe.completions,
+        num_generations=recipe.completions,
+        max_completion_length=recipe.new_tokens,
+        learning_rate=recipe.rate,
+        lr_scheduler_type="constant",
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.steps,
+        logging_steps=1,
+        save_steps=max(10, recipe.steps // 4),
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+        gradient_checkpointing=False,
+    )
+    trainer = Trainer(
+        model=model,
+        reward_funcs=reward,
+        args=settings,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[StepCallback(injection, note)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if injection is not None:
+        injection.phase = "actor_forward"
+    trainer.train(resume_from_checkpoint=_checkpoint(folder))
+
+
+def require_trl() -> None:
+    """Raise UsageError now, before anything is trained, when TRL is not installed."""
+    try:
+        import trl  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"GRPO needs TRL ({error}): pip install 'srdd-hal[trl]', or train with --method supervised"
+        ) from error
+
+
+def _checkpoint(folder: Path) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
