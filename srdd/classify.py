@@ -42,7 +42,9 @@ def _deterministic_kind(layer: LayerMeasurement, probes: Collection[str], failed
         return "wrong_constant" if kind == "scale" and _only_when_tiny(failed[0]) else kind
     if "rounding_drift" in probes:
         return "rounding"
-    return "saturation" if "multiplicity" in probes else "dead_zone"
+    if "multiplicity" in probes:
+        return "saturation"
+    return "dead_zone" if "zeros" in probes else "corruption"
 
 
 def _cache_kind(cache: CacheIntegrity) -> str:

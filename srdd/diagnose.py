@@ -123,6 +123,8 @@ def _place(layer: LayerMeasurement, probes: Collection[str], failed: list[SiteRe
         return f"input of {layer.site}", ""
     if not failed and layer.kv_cache and probes == {"kv_cache"}:
         return f"{layer.site}.kv_cache", ""
+    if not failed and layer.checksum and probes == {"checksum"}:
+        return layer.checksum.site, "linear"
     if not failed:
         leaning = leaning_site(layer)
         return leaning.site if leaning and leaning.drift > thresholds.DRIFT else layer.site, ""

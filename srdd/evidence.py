@@ -38,6 +38,7 @@ def weigh(layer: LayerMeasurement, carries: bool, known: Collection[str] = ()) -
         *_pass_through_evidence(layer, carries),
         *_shape_evidence(layer),
         *_cache_evidence(layer),
+        *_checksum_evidence(layer),
         *_replay_evidence(layer, known),
         *_weight_evidence(layer),
     ]
@@ -121,6 +122,12 @@ def _cache_evidence(layer: LayerMeasurement) -> list[Evidence]:
     if layer.kv_cache is None:
         return []
     return [Evidence("kv_cache", float(layer.kv_cache.transfer.units), thresholds.CACHE_UNITS)]
+
+
+def _checksum_evidence(layer: LayerMeasurement) -> list[Evidence]:
+    if layer.checksum is None:
+        return []
+    return [Evidence("checksum", layer.checksum.residual, thresholds.CHECKSUM)]
 
 
 def _zero_limit(shape: Shape) -> float:

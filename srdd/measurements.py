@@ -115,6 +115,16 @@ class CacheIntegrity:
 
 
 @dataclass(frozen=True)
+class Checksum:
+    """The row sums of one module's matrix product, on the device: the largest `residual` of a row over what rounding
+    explains.
+    """
+
+    site: str
+    residual: float
+
+
+@dataclass(frozen=True)
 class SiteReplay:
     """Host replay of one module or operator below a layer, over all its calls and excitations, the worst of
     them kept. `site` is the module's full name, `operator` the catalogue name of a single operator inside it
@@ -153,9 +163,10 @@ class WeightDamage:
 @dataclass(frozen=True)
 class LayerMeasurement:
     """One row: everything measured at one layer. `finite_input` and `finite_output` say whether all its values
-    were finite; where they were not, the probes are None. `kv_cache` is None for a layer without one, `replay`
-    at level quick and `weights` without a checkpoint; the first layer's `weights` cover what comes before the
-    layers too, the last one's what comes behind.
+    were finite; where they were not, the probes are None. `kv_cache` is None for a layer without one and
+    `checksum`, the worst of its products, for one without linear modules, `replay` at level quick and `weights`
+    without a checkpoint; the first layer's `weights` cover what comes before the layers too, the last one's
+    what comes behind.
     """
 
     index: int
@@ -167,6 +178,7 @@ class LayerMeasurement:
     shape: Shape | None = None
     pass_through: PassThrough | None = None
     kv_cache: CacheIntegrity | None = None
+    checksum: Checksum | None = None
     replay: tuple[SiteReplay, ...] | None = None
     weights: tuple[WeightDamage, ...] | None = None
 

@@ -20,6 +20,9 @@ REPLAY = 1.0
 # Roundings that lean one way: the statistic is already in units of what is allowed (srdd/replay/drift.py).
 DRIFT = 1.0
 
+# Checksums of products. The statistic is a residual over its rounding bound (srdd/probes/checksum.py).
+CHECKSUM = 1.0
+
 # A cache returns what was stored, bit for bit: one differing unit is damage.
 CACHE_UNITS = 0.5
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 from srdd.measurements import LayerMeasurement
+from srdd.probes.checksum import watch_products
 from srdd.probes.gain import measure_gain
 from srdd.probes.kv_cache import measure_kv_cache
 from srdd.probes.pass_through import measure_pass_through
@@ -25,6 +26,7 @@ _GROUP = {
     "pile_up": "shape",
     "pass_through": "pass_through",
     "kv_cache": "kv_cache",
+    "checksum": "checksum",
 }
 PROBES = tuple(_GROUP)
 
@@ -35,6 +37,7 @@ _NEEDS = {
     "shape": (),
     "pass_through": ("amplified",),
     "kv_cache": (),
+    "checksum": ("repeat_0",),
 }
 # Which of them host replay follows: the layer's own input, and those that take it far from its data.
 _REPLAYED = ("repeat_0", "offset_up", "offset_down", "amplified")
@@ -65,6 +68,7 @@ def measure_layer(
         shape=measure_shape(samples) if "shape" in groups else None,
         pass_through=measure_pass_through(samples) if "pass_through" in groups else None,
         kv_cache=measure_kv_cache(visit) if "kv_cache" in groups else None,
+        checksum=max(samples.products, key=lambda product: product.residual, default=None),
         replay=sites,
         weights=weights,
     )
@@ -76,7 +80,11 @@ def _sample(visit: LayerVisit, groups: Collection[str], seed: int, replay: HostR
     for excitation in visit.excitations(seed):
         replayed = replay is not None and excitation.name in _REPLAYED
         if replayed or excitation.name.startswith(wanted):
-            with replay.recording(visit, excitation.name) if replay and replayed else nullcontext():
+            with ExitStack() as watched:
+                if "checksum" in groups and excitation.name == "repeat_0":
+                    samples.products = watched.enter_context(watch_products(visit.call.layer, visit.site))
+                if replay and replayed:
+                    watched.enter_context(replay.recording(visit, excitation.name))
                 output = visit.respond(excitation).output
             samples.others[excitation.name] = Sample(to_host(excitation.stream), to_host(output), excitation.size)
     if replay is not None:

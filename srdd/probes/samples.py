@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from srdd.measurements import Checksum
+
 Array = NDArray[np.float64]
 
 TINY = 1.17549435e-38  # smallest normal float32: keeps a ratio to an all-zero tensor defined
@@ -27,13 +29,15 @@ class Sample:
 @dataclass
 class LayerSamples:
     """Everything sampled at one layer: its own input `stream` and `output`, [rows, hidden], and the further
-    samples by the excitation's name. `unit_roundoff` is half the spacing of the dtype at 1.
+    samples by the excitation's name, the checksums of its `products`. `unit_roundoff` is half the spacing of the
+    dtype at 1.
     """
 
     stream: Array
     output: Array
     unit_roundoff: float
     others: dict[str, Sample] = field(default_factory=dict)
+    products: list[Checksum] = field(default_factory=list)
 
     @property
     def update(self) -> Array:

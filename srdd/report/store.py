@@ -18,6 +18,7 @@ from srdd.diagnose import Diagnosis, Finding
 from srdd.evidence import Evidence
 from srdd.measurements import (
     CacheIntegrity,
+    Checksum,
     Cost,
     Gain,
     LayerMeasurement,
@@ -32,7 +33,7 @@ from srdd.measurements import (
 
 SCHEMA = "srdd-report/1"
 
-_PROBES = ("stability", "gain", "shape", "pass_through", "kv_cache")
+_PROBES = ("stability", "gain", "shape", "pass_through", "kv_cache", "checksum")
 
 
 def to_document(
@@ -175,6 +176,7 @@ def _layer_from(row: dict[str, Any]) -> LayerMeasurement:
         shape=Shape(**shape) if shape else None,
         pass_through=_with_transfer(PassThrough, measured["pass_through"]),
         kv_cache=_with_transfer(CacheIntegrity, measured["kv_cache"]),
+        checksum=Checksum(**measured["checksum"]) if measured["checksum"] else None,
         replay=None if row["replay"] is None else tuple(_site_from(site) for site in row["replay"]),
         weights=None if row["weights"] is None else tuple(_weight_from(entry) for entry in row["weights"]),
     )
