@@ -19,7 +19,7 @@ from conformance.table import render_html, render_markdown
 from hal.backend import NumericMode, TorchBackend
 from hal.command_line import run_command
 from hal.errors import UsageError
-from hal.files import require_writable, write_text
+from hal.files import require_outputs, require_writable, write_text, write_texts
 from hal.registry import get_backend
 
 PROGRAM = "python -m conformance"
@@ -111,17 +111,12 @@ def table_command(
     note: Annotated[str, typer.Option(help="A sentence above the table, for example that a device is simulated.")] = "",
 ) -> int:
     """Make a table, operator by dtype by backend, from results files."""
-    for path in (markdown, html):
-        if path is not None:
-            require_writable(path)
+    outputs = {path: render for path, render in ((markdown, render_markdown), (html, render_html)) if path is not None}
+    require_outputs([path for path in (markdown, html) if path is not None])
     loaded = [load_results(file) for file in files]
-    page = render_markdown(loaded, note)
-    if markdown is not None:
-        write_text(markdown, page)
-    if html is not None:
-        write_text(html, render_html(loaded, note))
-    if markdown is None and html is None:
-        typer.echo(page)
+    write_texts({path: render(loaded, note) for path, render in outputs.items()})
+    if not outputs:
+        typer.echo(render_markdown(loaded, note))
     return AGREE
 
 

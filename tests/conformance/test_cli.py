@@ -130,6 +130,7 @@ def test_list_prints_names_and_purposes(conformance):
         (["compare", "FILE", "FILE", "--standard", "ulps"], 2, "unknown standard 'ulps'"),
         (["compare", "FILE", "FILE", "--recheck", "FILE"], 2, "--recheck was given 1 times"),
         (["table", "FILE", "--html", "/nowhere/t.html"], 2, "cannot write /nowhere/t.html"),
+        (["table", "FILE", "--html", "x.html", "--markdown", "x.html"], 2, "are the same file"),
         (["conform"], 2, "No such command 'conform'"),
     ],
 )
