@@ -20,7 +20,16 @@ from hal.streaming import stream_model
 from srdd.campaign.command import campaign_command
 from srdd.faults import parse_fault, simulate
 from srdd.fleet.command import fleet_command
-from srdd.options import require_acted
+from srdd.options import (
+    BackendOption,
+    DeviceOption,
+    InjectOption,
+    ModelOption,
+    PromptsOption,
+    QuietOption,
+    RemoteCodeOption,
+    require_acted,
+)
 from srdd.probes.measure import PROBES
 from srdd.prompts import read_prompts
 from srdd.report import Report, load_report
@@ -58,27 +67,21 @@ def root() -> None:
 
 @app.command("scan")
 def scan_command(
-    backend: Annotated[
-        str, typer.Option(help="Backend to run on: auto, cpu-reference, cuda, npu, or a plug-in's.")
-    ] = "auto",
-    device: Annotated[str | None, typer.Option(help="Device: an index, or for example npu:1.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Checkpoint directory; the bundled model if left out.")] = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = None,
+    model: ModelOption = None,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
-    prompts: Annotated[Path | None, typer.Option(help="Prompts: .txt, one a line, or .jsonl.")] = None,
+    prompts: PromptsOption = None,
     level: Annotated[str, typer.Option(help="quick: probes on the device only; full: with host replay.")] = "full",
     probes: Annotated[str, typer.Option(help="Comma-separated probes.")] = ",".join(PROBES),
-    inject: Annotated[
-        list[str] | None, typer.Option(help="Simulate a fault, KIND@LAYER[:key=value,...]; may be repeated.")
-    ] = None,
+    inject: InjectOption = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Hold one layer at a time, for models larger than memory.")
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page with plots.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict line only.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
-    ] = False,
+    quiet: QuietOption = False,
+    trust_remote_code: RemoteCodeOption = False,
 ) -> int:
     """Scan a model and report which layer is at fault."""
     target = get_backend(backend, device)
@@ -117,7 +120,7 @@ def report_command(
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Write it as JSON again, as now judged.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write it as one HTML page with plots.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict line only.")] = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Show a saved report again, without the model."""
     require_outputs([path for path in (json, html) if path])

@@ -40,9 +40,16 @@ class Member:
 
 
 def own_backend(name: str, local_rank: int) -> TorchBackend:
-    """The backend on the device of this rank: the one of its number on its host. Ranks on the host itself share it."""
-    first = get_backend(name)
-    return first if isinstance(first, HostBackend) or local_rank == 0 else get_backend(name, local_rank)
+    """The backend on the device of this rank, which becomes the current one: that of its number on its host. Ranks on
+    the host itself share it.
+    """
+    backend = get_backend(name)
+    if isinstance(backend, HostBackend):
+        return backend
+    if local_rank > 0:
+        backend = get_backend(name, local_rank)
+    torch.get_device_module(backend.device_type).set_device(backend.index)
+    return backend
 
 
 def answer(member: Member, rank: int, local_rank: int) -> Answer:

@@ -68,7 +68,7 @@ def _try_collective(meeting: Meeting, member: Member) -> None:
         backend = own_backend(member.backend, meeting.local_rank)
         result: object = garbled_senders(meeting, backend, answers, _COLLECTIVE)
     except (HalError, RuntimeError, ValueError) as error:
-        result = one_line(error)[:300]
+        result = one_line(error)[:160]
     meeting.say(f"gathered/{meeting.rank}", json.dumps(result))
 
 
