@@ -14,7 +14,8 @@ WIDTH, HEIGHT = 360.0, 180.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 8.0, 22.0, 24.0  # margins: y labels, -, flags of layers beyond a limit, x labels
 _TICK_GAP = 18.0  # least distance of two y labels
 _FLAG_GAP = 20.0  # and of two flags, each at most three digits wide
-_DECADES = 1e6  # values smaller than the largest by more than this are drawn as zero
+_DECADES = 1e6  # values smaller than the largest by more than this are drawn as zero,
+_BELOW_LIMIT = 100.0  # unless they are within this factor of a limit, below which healthy layers lie
 _LINEAR = 20.0  # a range of sizes below this needs no logarithm
 _HUGE = 1e300  # stands for infinity in a JSON report
 
@@ -62,7 +63,7 @@ def plot_of(series: Series, indices: Sequence[int]) -> Plot:
     count = len(indices)
     step = (WIDTH - LEFT - RIGHT) / max(count, 1)
     xs = [LEFT + (row + 0.5) * step for row in range(count)]
-    scale = _Scale([*series.values, *series.upper, *series.lower])
+    scale = _Scale(series.values, [*series.upper, *series.lower])
     marks = tuple(_mark(series, row, index, xs[row], step, scale) for row, index in enumerate(indices))
     return Plot(
         marks=marks,
@@ -81,11 +82,13 @@ class _Scale:
     that zeros and negative values have their place.
     """
 
-    def __init__(self, values: Iterable[float]) -> None:
-        finite = [value for value in values if abs(value) < _HUGE]
+    def __init__(self, values: Iterable[float], limits: Iterable[float]) -> None:
+        known = [limit for limit in limits if abs(limit) < _HUGE]
+        finite = [*(value for value in values if abs(value) < _HUGE), *known]
         sizes = [abs(value) for value in finite if value]
         largest = max(sizes, default=1.0)
-        smallest = max(min(sizes, default=1.0), largest / _DECADES)
+        finest = min([largest / _DECADES, *(abs(limit) / _BELOW_LIMIT for limit in known if limit)])
+        smallest = max(min(sizes, default=1.0), finest)
         self._unit = smallest if largest > _LINEAR * smallest else None
         positions = [self._position(value) for value in finite] or [0.0]
         self._low = min(*positions, 0.0)

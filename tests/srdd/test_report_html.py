@@ -223,6 +223,13 @@ def test_higher_values_are_drawn_higher_over_twelve_decades_and_both_signs():
     assert len(set(heights)) == 8
 
 
+def test_a_huge_value_leaves_the_limit_and_what_is_near_it_apart():
+    plot = plot_of(made([0.3, 127.0, 9.7e8, 0.0], upper=1.0), range(4))
+    low, high, _, zero = (mark.y for mark in plot.marks)
+    limit = float(plot.limits.split()[1])
+    assert high + 5 < limit < low - 2 < zero - 2
+
+
 @pytest.mark.parametrize("values", [[0.1, 0.2, 0.3], [1.0, 1e6], [0.0], [-2.0, 2.0], [1e-9, 3e-9], [9e307, -9e307]])
 def test_labels_of_an_axis_keep_their_distance(values):
     plot = plot_of(made(values, upper=2.0), range(len(values)))
