@@ -27,7 +27,12 @@ def suggestion(kind: str, layer: int, site: str, detail: str = "") -> str:
     """One sentence on the likely cause, the `detail` of damaged weights where there is one, and what to do next."""
     if detail:
         return f"{_CAUSE[kind]}: {detail}. Next: load the weights again and scan again."
-    return f"{_CAUSE[kind]}. Next: rerun layer {layer} ({site}) in float32 and scan again."
+    _, _, part = site.partition(f".{layer}.")
+    place = f" --site {part}" if part and part != "kv_cache" else ""
+    return (
+        f"{_CAUSE[kind]}. Next: rerun layer {layer} ({site}) in float32 and scan again: "
+        f"python -m srdd verify-fix --layer {layer}{place}"
+    )
 
 
 def describe_damage(damage: WeightDamage) -> str:

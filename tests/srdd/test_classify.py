@@ -79,6 +79,7 @@ def test_a_suggestion_is_one_line_that_names_the_place_and_the_next_step(kind):
     assert "\n" not in text
     assert "layer 7 (model.layers.7.mlp)" in text
     assert "Next:" in text
+    assert text.endswith("python -m srdd verify-fix --layer 7 --site mlp")
 
 
 def test_the_thresholds_are_in_order():
