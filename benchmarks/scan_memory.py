@@ -73,7 +73,7 @@ def _measure(layers: int, hidden: int, level: str) -> dict[str, int]:
     torch.set_num_threads(1)
     srdd.scan(_network(2, hidden), level=level)  # libraries, thread pools and caches are loaded by now
     model = _network(layers, hidden)
-    beyond = _peak_beyond(lambda: srdd.scan(model, level=level))
+    beyond = peak_beyond(lambda: srdd.scan(model, level=level))
     stack = find_layer_stack(model).layers
     return {"model": _size(model), "layer": max(_size(layer) for layer in stack), "beyond": beyond}
 
@@ -98,7 +98,7 @@ def _size(module: Any) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def _peak_beyond(work: Callable[[], object]) -> int:
+def peak_beyond(work: Callable[[], object]) -> int:
     """The peak of the resident set during `work` beyond its size before, in bytes: the kernel's own mark where
     it can be reset (Linux), a sample every millisecond elsewhere.
     """

@@ -9,11 +9,8 @@ is measured differs between the two ways in any bit.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,10 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-MIB = 2**20
+from scan_memory import ALLOCATOR, MIB, peak_beyond
+
 PROMPTS = ["The train left the station at nine and reached the coast two hours later."]
-# Freed arrays go back to the system at once, so that the resident set is what is in use.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def main() -> int:
@@ -71,22 +67,19 @@ def _in_fresh_process(directory: Path, small: Path, way: str, level: str) -> dic
 
 
 def _measure(directory: Path, small: Path, way: str, level: str) -> dict[str, Any]:
-    import psutil
     import torch
 
     torch.set_num_threads(1)
     _scan(small, "streamed", level)
     _scan(small, "loaded", level)
-    with contextlib.suppress(AttributeError, OSError):  # only the GNU C library has malloc_trim
-        ctypes.CDLL(None).malloc_trim(0)
-    before = psutil.Process().memory_info().rss
+    measured: list[str] = []
     start = time.perf_counter()
-    measured = _scan(directory, way, level)
+    beyond = peak_beyond(lambda: measured.append(_scan(directory, way, level)))
     return {
         "seconds": time.perf_counter() - start,
-        "beyond": max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, 0),
+        "beyond": beyond,
         "model": sum(file.stat().st_size for file in directory.glob("*.safetensors")),
-        "measured": measured,
+        "measured": measured[0],
     }
 
 
