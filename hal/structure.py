@@ -14,7 +14,8 @@ from hal.errors import ModelError
 @dataclass(frozen=True)
 class LayerStack:
     """The repeated layers of a model, in order: `path` is the dotted name of their container, `layers` the
-    modules.
+    modules. A process that holds one pipeline stage has stand-ins for the layers of the others, so that a layer has
+    its number of the whole model everywhere; `present` are the numbers of those that are really there.
     """
 
     path: str
@@ -23,6 +24,11 @@ class LayerStack:
     def __len__(self) -> int:
         """Number of layers."""
         return len(self.layers)
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Numbers of the layers that this process holds."""
+        return tuple(index for index, layer in enumerate(self.layers) if not _is_stand_in(layer))
 
     def site(self, index: int) -> str:
         """Dotted name of layer `index`; raises ModelError when there is no such layer."""
@@ -52,12 +58,17 @@ def find_layer_stack(model: nn.Module) -> LayerStack:
 def _is_stack(container: nn.Module) -> bool:
     if not isinstance(container, (nn.ModuleList, nn.Sequential)):
         return False
-    layers = list(container.children())
+    layers = [layer for layer in container.children() if not _is_stand_in(layer)]
     composed = all(any(True for _ in layer.children()) for layer in layers)
     owning = all(next(layer.parameters(), None) is not None for layer in layers)
     # Hybrid models alternate two or three block classes; a plain pipeline of different modules is not a stack.
     classes = {type(layer) for layer in layers}
     return bool(layers) and composed and owning and (len(layers) == 1 or len(classes) <= len(layers) // 2)
+
+
+def _is_stand_in(layer: nn.Module) -> bool:
+    # What pipeline-parallel engines put where another process has the layer (vLLM's PPMissingLayer is one).
+    return isinstance(layer, nn.Identity)
 
 
 @contextmanager

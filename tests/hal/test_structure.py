@@ -144,3 +144,26 @@ def test_evaluation_mode_returns_each_module_to_its_own_mode():
         assert torch.equal(model[2](torch.ones(50)), torch.ones(50))
         raise KeyError
     assert [module.training for module in model.modules()] == before
+
+
+class Elsewhere(nn.Identity):
+    """Stands, as vLLM's PPMissingLayer does, where another pipeline stage has the layer."""
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_a_pipeline_stage_is_a_stack_whose_layers_keep_their_numbers(first):
+    blocks = [Block() if first <= index < first + 2 else Elsewhere() for index in range(5)]
+    stack = find_layer_stack(model_of(layers=nn.ModuleList(blocks), head=nn.Linear(4, 9)))
+    assert stack.path == "layers"
+    assert len(stack) == 5
+    assert stack.present == (first, first + 1)
+    assert stack.layers[first] is blocks[first]
+
+
+def test_a_list_of_stand_ins_alone_is_no_stack():
+    with pytest.raises(ModelError, match="no repeated layers"):
+        find_layer_stack(model_of(layers=nn.ModuleList(Elsewhere() for _ in range(4))))
+
+
+def test_all_layers_of_a_whole_model_are_present():
+    assert find_layer_stack(model_of(layers=nn.ModuleList(Block() for _ in range(3)))).present == (0, 1, 2)
