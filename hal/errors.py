@@ -41,6 +41,12 @@ class HookError(HalError):
     """
 
 
+class EngineError(UsageError):
+    """A serving or training engine cannot be used as asked: its release is not one we know, it was started without
+    our extension, or it runs its model where hooks do not (exit code 2).
+    """
+
+
 def one_line(error: BaseException) -> str:
     """An error as it stands inside another message: its type and text, without line breaks."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
