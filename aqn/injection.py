@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,8 +20,9 @@ from aqn.weights import WeightNoise
 from hal.backend import TorchBackend
 from hal.errors import HookError, UsageError
 from hal.hooks import Hooks
+from hal.module_operators import OperatorCall, module_operator
 from hal.noise import stream_key
-from hal.operator_calls import ArgumentRole, OperatorCall, module_operator
+from hal.operator_calls import ArgumentRole
 from hal.registry import get_backend
 from hal.structure import find_layer_stack
 
@@ -73,10 +75,16 @@ class Injection:
         self._layers: tuple[int, ...] = ()
         self._schedule = None
         if self._noise is not None:
-            self._layers = self._noise.layers_of(len(self._stack))
+            wanted = self._noise.layers_of(len(self._stack))
             self._schedule = self._noise.make_schedule(steps, epochs, len(self._stack))
-        if config.dead_zone is not None:
-            self._stack.site(config.dead_zone.layer)  # raises for a layer that the model does not have
+            # A pipeline stage carries the noise of the layers it holds.
+            self._layers = tuple(layer for layer in wanted if layer in self._stack.present)
+            self._noise = self._noise if self._layers else None
+        self._zone = config.dead_zone
+        if self._zone is not None:
+            self._stack.site(self._zone.layer)  # raises for a layer that the model does not have
+            if self._zone.layer not in self._stack.present:
+                self._zone = None
 
     # -- steps and phases ---------------------------------------------------------------------------
 
@@ -89,9 +97,10 @@ class Injection:
     def step(self, step: int) -> None:
         self._restore_weights()
         self._step = step
+        if self._schedule is not None:
+            self.sigma = self._schedule(step)
         if self._noise is not None and self._schedule is not None:
             schedule, noise = self._schedule, self._noise
-            self.sigma = schedule(step)
             self.sigmas = {layer: schedule(step, layer) * noise.scale(layer) for layer in self._layers}
         if self.deadzone is not None:
             self.deadzone.step = step
@@ -139,9 +148,13 @@ class Injection:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Remove everything. Without an exception on its way, check that noise was where it was asked for."""
-        self._life.close()
+        self.detach()
         if error is None:
             self.require_hits()
+
+    def detach(self) -> None:
+        """Remove everything, and ask nothing."""
+        self._life.close()
 
     def require_hits(self) -> None:
         """Raise HookError when a layer that should carry noise never ran one of the operators, when an operator that
@@ -172,7 +185,7 @@ class Injection:
     # -- attaching ----------------------------------------------------------------------------------
 
     def _attach(self) -> None:
-        noise, zone = self._noise, self.config.dead_zone
+        noise, zone = self._noise, self._zone
         sites = sorted({*self._layers, *([zone.layer] if zone else [])})
         for layer in sites:
             self._hooks.observe_arguments(self._stack.site(layer), self._note_tokens(layer))
@@ -192,7 +205,7 @@ class Injection:
             self._hooks.transform(self._stack.site(zone.layer), self._dead_output)
 
     def _note_tokens(self, layer: int) -> Any:
-        first = layer == min((*self._layers, *([self.config.dead_zone.layer] if self.config.dead_zone else [])))
+        first = layer == min((*self._layers, *([self._zone.layer] if self._zone else [])))
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = kwargs.get("hidden_states")
@@ -293,6 +306,8 @@ class _LayerNoise:
         if not sigma:
             return tensor
         stream = injection._stream(self._layer, call.site, call.operator, call.occurrence)
+        if call.first_column:
+            stream = replace(stream, first_column=call.first_column)
         return forward_noise(tensor, sigma, stream, injection._tokens, call.operator in _HEADS_FIRST)
 
 

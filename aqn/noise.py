@@ -28,11 +28,14 @@ _Draw = Callable[[int, int], torch.Tensor]
 
 @dataclass(frozen=True)
 class Stream:
-    """Where noise comes from: the `seed`, the 64-bit `key` of the stream, and the mode of `hal.noise`."""
+    """Where noise comes from: the `seed`, the 64-bit `key` of the stream, and the mode of `hal.noise`. A tensor that
+    holds a shard of the columns begins at `first_column` of the whole.
+    """
 
     seed: int
     key: int
     mode: Mode
+    first_column: int = 0
 
 
 @dataclass(frozen=True)
@@ -224,14 +227,14 @@ def _own_grid(heads: int, width: int, stream: Stream, tokens: TokenRows) -> _Gri
 def _rows_of(tokens: TokenRows, stream: Stream, head: int, begin: int, end: int, width: int) -> torch.Tensor:
     """Noise [end - begin, width] of the positions begin to end of `tokens.unique`, in one head."""
     device, seed, key = tokens.unique.device, stream.seed, stream.key
-    start = head * _HEAD_STRIDE + (tokens.first + begin) * ROW_STRIDE
+    start = head * _HEAD_STRIDE + (tokens.first + begin) * ROW_STRIDE + stream.first_column
     if stream.mode == "fast":
         return noise.normal((end - begin, width), seed=seed, stream=key, start=start, device=device, mode="fast")
     if tokens.consecutive:
         return noise.normal(
             (end - begin, width), seed=seed, stream=key, start=start, row_stride=ROW_STRIDE, device=device
         )
-    column = torch.arange(width, device=device)
+    column = torch.arange(stream.first_column, stream.first_column + width, device=device)
     index = head * _HEAD_STRIDE + tokens.unique[begin:end, None] * ROW_STRIDE + column
     return noise.normal_at(index, seed=seed, stream=key)
 

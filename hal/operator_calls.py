@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,18 +14,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from hal.errors import HookError
+from hal.module_operators import OperatorCall, Whole, whole_modules
 from hal.operators import OPERATORS
-from hal.outputs import hidden_states, with_hidden_states
 
 ArgumentRole = Literal["input", "weight"]
-
-# Models compute these by modules of their own, often without ever calling torch's function: such a module is one
-# call of the operator, whatever it does inside.
-MODULE_OPERATORS: Final[Mapping[str, re.Pattern[str]]] = {
-    "rms_norm": re.compile(r"RMSNorm"),
-    "layer_norm": re.compile(r"LayerNorm$"),
-    "gelu": re.compile(r"GELU"),
-}
 
 # Which arguments are factors of the operator's product; everything else (a bias, a mask) only shifts it.
 _BINARY: Final[Mapping[int | str, ArgumentRole]] = {0: "input", 1: "input", "input": "input", "other": "input"}
@@ -41,21 +32,6 @@ _FACTORS: Final[Mapping[str, Mapping[int | str, ArgumentRole]]] = {
 _UNARY: Final[Mapping[int | str, ArgumentRole]] = {0: "input", "input": "input"}
 _BATCHED: Final[Mapping[int | str, ArgumentRole]] = {1: "input", 2: "input", "batch1": "input", "batch2": "input"}
 
-# Containers that wrappers put around a module; a site is named as the bare model names it.
-_WRAPPERS: Final = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module"})
-
-
-@dataclass(frozen=True)
-class OperatorCall:
-    """One call of `operator`: `site` is the dotted name, below the hooked module, of the innermost module that
-    makes it ("" for the hooked module itself), and `occurrence` how many calls of that operator this run of that
-    module made before.
-    """
-
-    operator: str
-    site: str
-    occurrence: int
-
 
 class CallHandler(Protocol):
     """What is done to the tensors of a call; both methods return a tensor of the same shape, dtype and device."""
@@ -65,17 +41,6 @@ class CallHandler(Protocol):
 
     def result(self, call: OperatorCall, tensor: torch.Tensor) -> torch.Tensor:
         """Replace the operator's floating-point result."""
-
-
-def module_operator(module: nn.Module) -> str | None:
-    """The operator that `module` as a whole is, by its class's name: "rms_norm" for every RMSNorm, and so on."""
-    name = type(module).__name__
-    return next((operator for operator, pattern in MODULE_OPERATORS.items() if pattern.search(name)), None)
-
-
-def bare_name(path: str) -> str:
-    """`path` without the names that data-parallel, checkpointing and compiling wrappers add to it."""
-    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
 
 
 @dataclass
@@ -106,36 +71,35 @@ class OperatorCalls:
 
     def hooks(self) -> Iterator[tuple[nn.Module, Callable[..., Any], Callable[..., Any]]]:
         """For the root and every module below it, the functions to run before and after it."""
-        for path, module in self._root.named_modules():
-            operator = module_operator(module)
-            known = operator if operator in self._operators else None
-            yield module, self._enter(bare_name(path), known), self._leave(known)
+        for module, site, whole in whole_modules(self._root, self._operators):
+            yield module, self._enter(site, whole), self._leave(whole)
 
-    def _enter(self, site: str, operator: str | None) -> Callable[..., Any]:
+    def _enter(self, site: str, whole: Whole | None) -> Callable[..., Any]:
         def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if not self._frames:
                 self._active.enter_context(self._mode)
             outer_is_operator = bool(self._frames) and self._frames[-1].is_operator
-            frame = _Frame(site, is_operator=operator is not None or outer_is_operator)
+            frame = _Frame(site, is_operator=whole is not None or outer_is_operator)
             self._frames.append(frame)
-            if operator is None or outer_is_operator:
+            if whole is None or whole.takes is None or outer_is_operator:
                 return None
-            return _with_factors(args, kwargs, _UNARY, OperatorCall(operator, site, 0), self._handler)
+            return _with_factors(args, kwargs, _UNARY, whole.takes, self._handler)
 
         return enter
 
-    def _leave(self, operator: str | None) -> Callable[..., Any]:
-        def leave(_module: nn.Module, _args: Any, output: Any) -> Any:
+    def _leave(self, whole: Whole | None) -> Callable[..., Any]:
+        def leave(_module: nn.Module, args: Any, output: Any) -> Any:
             if not self._frames:  # another pre-hook raised before this module began
                 return None
-            frame = self._frames.pop()
-            if not self._frames:
-                self._active.close()
-            if operator is None or output is None or (self._frames and self._frames[-1].is_operator):
-                return None
-            call = OperatorCall(operator, frame.site, 0)
-            before = hidden_states(output, "submodule")
-            return with_hidden_states(output, self._handler.result(call, before), "submodule")
+            try:
+                inner = len(self._frames) > 1 and self._frames[-2].is_operator
+                if whole is None or output is None or inner:
+                    return None
+                return whole.results(args, output, self._handler.result)
+            finally:
+                self._frames.pop()
+                if not self._frames:
+                    self._active.close()
 
         return leave
 

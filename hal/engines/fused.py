@@ -89,3 +89,8 @@ def _parts(sites: Sequence[str], sizes: Sequence[int], firsts: Sequence[int]) ->
         found.append(Part(site, start, start + size, int(first)))
         start += size
     return tuple(found)
+
+
+def has_fused_experts(module: nn.Module) -> bool:
+    """Whether `module` computes a mixture's experts in one kernel, whose products nothing outside it sees."""
+    return any(kind.endswith("FusedMoE") for kind in _kinds(module))

@@ -72,7 +72,7 @@ def require_version() -> str:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    parts = version.split("+")[0].split(".")[:2]
+    parts = version.split("+", maxsplit=1)[0].split(".")[:2]
     if not all(part.isdigit() for part in parts):
         raise EngineError(f"vLLM calls itself version '{version}', which is no release: install one from the registry")
     return tuple(int(part) for part in parts)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from hal import HookError
 from hal.hooks import Hooks
-from hal.operator_calls import bare_name, module_operator
+from hal.module_operators import bare_name, module_operator
 from tests.conftest import CARRYING, random_model
 
 IDS = torch.arange(24).reshape(2, 12) % 300

@@ -1,4 +1,4 @@
-"""Functions run beside the model inside a real vLLM's workers, and an engine that cannot be used is refused in a line."""
+"""Functions run beside the model inside a real vLLM's workers; an engine that cannot be used is refused in a line."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_releases_in_the_range_are_taken(engine, monkeypatch, version):
 @pytest.mark.parametrize("configured", ["", "tests.engines.vllm.test_engine.Other"])
 def test_an_engine_without_the_extension_is_refused(engine, monkeypatch, configured):
     monkeypatch.setattr(engine.llm.llm_engine.vllm_config.parallel_config, "worker_extension_cls", configured)
-    with pytest.raises(EngineError, match="worker_extension_cls='hal.engines.vllm.WorkerExtension'"):
+    with pytest.raises(EngineError, match=r"worker_extension_cls='hal\.engines\.vllm\.WorkerExtension'"):
         VllmEngine(engine.llm)
 
 

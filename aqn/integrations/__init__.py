@@ -1,0 +1,1 @@
+"""Noise and dead zone inside the engines that people train and serve with."""
