@@ -15,8 +15,8 @@ from typing import Any
 from aqn.config import AqnConfig
 from aqn.injection import Hit
 from aqn.integrations import worker
+from aqn.integrations.counting import merge_counts, survival
 from hal.engines.vllm import VllmEngine
-from hal.errors import EngineError
 
 
 class RolloutInjection:
@@ -73,8 +73,7 @@ class RolloutInjection:
     def survival_rate(self) -> float:
         """The share of values in the dead zone that noise carried through it; NaN when there were none."""
         self._refresh()
-        dead = sum(entry["deadzone"]["would_be_dead"] for entry in self._states)
-        return sum(entry["deadzone"]["survived"] for entry in self._states) / dead if dead else float("nan")
+        return survival(self._states)
 
     @property
     def deadzone_calls(self) -> int:
@@ -93,17 +92,3 @@ def inject(llm: Any, config: AqnConfig, *, steps: int | None = None, epochs: int
     configuration that means something else in an engine than in training.
     """
     return RolloutInjection(llm if isinstance(llm, VllmEngine) else VllmEngine(llm), config, steps, epochs)
-
-
-def merge_counts(states: list[dict[str, Any]]) -> Counter[Hit]:
-    """One count from those of all processes: tensor-parallel ones must agree, pipeline stages complement each other.
-    EngineError where two that hold one layer disagree, for then they computed different models.
-    """
-    found: Counter[Hit] = Counter()
-    for entry in states:
-        for phase, layer, operator, count in entry["hits"]:
-            hit = Hit(phase, layer, operator)
-            if found.get(hit, count) != count:
-                raise EngineError(f"two processes disturbed layer {layer} {found[hit]} and {count} times: restart them")
-            found[hit] = count
-    return found

@@ -42,10 +42,14 @@ def set_step(worker: EngineWorker, step: int, phase: str = "rollout") -> dict[st
 
 @worker_function
 def state(worker: EngineWorker) -> dict[str, Any]:
+    """What `describe` says of the injection in force."""
+    return describe(_installed(worker))
+
+
+def describe(injection: Injection) -> dict[str, Any]:
     """The `step`, `phase` and `sigma` in force; `hits`, a list of [phase, layer, operator, how often] since the
     installation; and of the dead zone its `calls`, how many values `would_be_dead`, and how many of them `survived`.
     """
-    injection = _installed(worker)
     zone = injection.deadzone
     return {
         "step": injection.step,
