@@ -95,7 +95,9 @@ def test_an_update_is_hit_forward_and_backward(batch):
         old = log_probs(engine, batch)
         before = actor.counts.total()
         metrics = train(engine, batch, old)
-        hits = {phase: sum(n for hit, n in actor.counts.items() if hit.phase == phase) for phase in actor.config.aqn.phases}
+        hits = {
+            phase: sum(n for hit, n in actor.counts.items() if hit.phase == phase) for phase in actor.config.aqn.phases
+        }
     assert metrics["grad_norm"] > 0
     assert before == 12 * 7
     # q, k, v, o, gate, up, down forward; their inputs' and weights' gradients backward.
