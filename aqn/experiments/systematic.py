@@ -18,7 +18,8 @@ from aqn.experiments.subject import Subject
 from aqn.injection import inject
 from hal.errors import UsageError
 from hal.hooks import Hooks
-from hal.operator_calls import ArgumentRole, OperatorCall
+from hal.module_operators import OperatorCall
+from hal.operator_calls import ArgumentRole
 from hal.structure import find_layer_stack
 
 Direction = Literal["nearest", "truncation", "away"]
