@@ -11,6 +11,7 @@ from collections import Counter
 from types import TracebackType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from aqn.config import AqnConfig
@@ -21,8 +22,9 @@ from hal.errors import EngineError
 class AqnCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Puts the noise and dead zone of `config` into the trainer's model when training begins and takes them out when it
     ends. The strength is the schedule's at the trainer's `global_step`, so a resumed run goes on where it stopped;
-    evaluation is free of noise. What the trainer logs gains `aqn/sigma` and `aqn/hits/PHASE`, the hits since the last
-    log. `counts` has them all, also after training. Raises HookError at the end when noise hit nothing.
+    evaluation is free of noise. Positions count from a sequence's first token, whatever its padding. What the trainer
+    logs gains `aqn/sigma` and `aqn/hits/PHASE`, the hits since the last log. `counts` has them all, also after
+    training. Raises HookError at the end when noise hit nothing.
 
     A run that may fail is put into a `with` block of the callback, which then takes the hooks out.
     """
@@ -31,6 +33,7 @@ class AqnCallback(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         self.config = config
         self.counts: Counter[Hit] = Counter()
         self._injection: Injection | None = None
+        self._positions: Any = None
         self._logged: Counter[str] = Counter()
 
     def __enter__(self) -> AqnCallback:
@@ -56,6 +59,7 @@ class AqnCallback(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         if injection is not None:
             self.counts = injection.counts
             injection.detach()
+            self._positions.remove()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Put it in."""
@@ -64,6 +68,7 @@ class AqnCallback(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         injection = Injection(model, self.config, steps=state.max_steps, epochs=epochs)
         injection.__enter__()
         self._injection, self._logged, self.counts = injection, Counter(), injection.counts
+        self._positions = model.register_forward_pre_hook(_count_from_the_first_token, with_kwargs=True)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Go to the trainer's step."""
@@ -94,3 +99,14 @@ class AqnCallback(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         found = {f"aqn/hits/{phase}": now[phase] - self._logged[phase] for phase in phases}
         self._logged = now
         return found
+
+
+def _count_from_the_first_token(_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Give a batch that is padded on the left the positions that `generate` gives it: without any, transformers counts
+    the padding too, and a token would have other noise when it is learnt from than when it was written.
+    """
+    mask = kwargs.get("attention_mask")
+    padded = isinstance(mask, torch.Tensor) and mask.dim() == 2 and not bool(mask[:, 0].all())
+    if not padded or kwargs.get("position_ids") is not None or kwargs.get("past_key_values") is not None:
+        return None
+    return args, {**kwargs, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}

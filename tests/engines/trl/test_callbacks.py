@@ -177,7 +177,7 @@ def test_the_update_sees_the_policy_that_wrote(model, tokenizer, tmp_path):
     """One step on policy: the ratio of the two is 1 where both carry the same noise, and is not where one does."""
     ratios = {}
     for phases in (["rollout", "actor_forward"], ["rollout"]):
-        callback = AqnCallback(AqnConfig.parse({"aqn": {"sigma": 0.2, "phases": phases}}))
+        callback = AqnCallback(AqnConfig.parse({"aqn": {"sigma": 1.0, "phases": phases}}))
         trainer = grpo(model, tokenizer, tmp_path, callback, max_steps=1)
         watch_rollouts(trainer)
         ratios[len(phases)] = _log_ratio(trainer, callback)
@@ -187,29 +187,30 @@ def test_the_update_sees_the_policy_that_wrote(model, tokenizer, tmp_path):
 
 def _log_ratio(trainer, callback):
     """The largest difference between a completion's log-probability when written and when learnt from."""
-    written, learnt = [], []
+    written, learnt = {}, {}
     write = trainer._generate_single_turn
     score = trainer._get_per_token_logps_and_entropies
 
-    def keep(*args, **options):
-        tokens, _ = write(*args, **options)
+    def keep(prompts, *args, **options):
+        completions, logprobs = write(prompts, *args, **options)
         with torch.no_grad(), callback.injection.during("rollout"):
-            for prompt, completion in zip(args[0], tokens, strict=False):
-                ids = torch.tensor([[*prompt, *completion]])
-                logits = trainer.model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-                written.append(logits[range(len(completion)), completion])
-        return tokens, _
+            for prompt, completion in zip(prompts, completions, strict=True):
+                logits = trainer.model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+                written[(*prompt, *completion)] = logits.log_softmax(-1)[range(len(completion)), completion]
+        return completions, logprobs
 
-    def remember(model, *args, **options):
-        found = score(model, *args, **options)
+    def remember(model, ids, mask, *args, **options):
+        found = score(model, ids, mask, *args, **options)
         if model is not trainer.ref_model:
-            learnt.append(found[0].detach())
+            for row, real, values in zip(ids, mask.bool(), found[0].detach(), strict=True):
+                learnt[tuple(row[real].tolist())] = values
         return found
 
     trainer._generate_single_turn, trainer._get_per_token_logps_and_entropies = keep, remember
     trainer.train()
-    rows = learnt[0]
-    return max(float((rows[i, : len(row)] - row).abs().max()) for i, row in enumerate(written))
+    assert set(learnt) == set(written)
+    assert len({len(sequence) for sequence in learnt}) > 1  # so there was padding
+    return max(float((learnt[key][: len(values)] - values).abs().max()) for key, values in written.items())
 
 
 def test_runs_with_a_clean_half_are_refused(model, tokenizer, tmp_path):
