@@ -29,6 +29,15 @@ class LayerCall:
     _hidden: _Place
     _residual: _Place | None
 
+    def positions(self) -> torch.Tensor | None:
+        """The tokens' positions among the arguments: `positions`, `position_ids`, or an integer tensor passed first;
+        None where the call has none.
+        """
+        for value in (self._kwargs.get("positions"), self._kwargs.get("position_ids"), *self._args[:1]):
+            if isinstance(value, torch.Tensor) and not value.is_floating_point():
+                return value
+        return None
+
     def replay(self, stream: torch.Tensor, layer: nn.Module | None = None) -> Any:
         """What the layer (or a copy of it) returns when its residual stream is `stream` and every other
         argument is as captured, moved to the stream's device. A stream of another dtype than the captured one

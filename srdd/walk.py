@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,11 +86,17 @@ class Walk:
 
     def run(self, forward: Callable[[], Any]) -> None:
         """Walk during `forward()`; every hook is gone when it returns or raises."""
+        with self.attached():
+            forward()
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Walk during whatever forward pass happens in the block; every hook is gone at its end."""
         with ExitStack() as handles:
             for index, layer in enumerate(self._stack.layers):
                 handles.callback(layer.register_forward_pre_hook(self._before, with_kwargs=True).remove)
                 handles.callback(layer.register_forward_hook(self._after(index)).remove)
-            forward()
+            yield
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._probing:

@@ -106,7 +106,8 @@ def _count_from_the_first_token(_model: Any, args: tuple[Any, ...], kwargs: dict
     the padding too, and a token would have other noise when it is learnt from than when it was written.
     """
     mask = kwargs.get("attention_mask")
-    padded = isinstance(mask, torch.Tensor) and mask.dim() == 2 and not bool(mask[:, 0].all())
-    if not padded or kwargs.get("position_ids") is not None or kwargs.get("past_key_values") is not None:
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or bool(mask[:, 0].all()):
+        return None
+    if kwargs.get("position_ids") is not None or kwargs.get("past_key_values") is not None:
         return None
     return args, {**kwargs, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from hal.errors import EngineError, HalError
+from hal.errors import EngineError, HalError, one_line
 
 _MARK = "_runs_in_workers"
 
@@ -63,11 +64,20 @@ def run(worker: EngineWorker, name: str, arguments: dict[str, Any]) -> Any:
 
 
 def outcome(worker: Callable[[], EngineWorker], name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """`run`, with an error of ours as an entry of the answer: engines turn exceptions into pages of text."""
+    """`run`, with an error of ours as an entry of the answer: engines turn exceptions into pages of text. The result is
+    made plain here, because an engine that cannot send it would never answer.
+    """
     try:
-        return {"result": run(worker(), name, arguments)}
+        return {"result": _plain(name, run(worker(), name, arguments))}
     except HalError as error:
         return {"error": str(error)}
+
+
+def _plain(name: str, result: Any) -> Any:
+    try:
+        return json.loads(json.dumps(result))
+    except (TypeError, ValueError) as error:
+        raise EngineError(f"'{name}' returned what cannot leave its process: {one_line(error)}") from error
 
 
 def results(answers: list[dict[str, Any]]) -> list[Any]:

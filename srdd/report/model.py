@@ -61,6 +61,10 @@ def load_report(path: str | Path) -> Report:
     """Read a report written by `Report.save`; raises UsageError for a missing file, one that is not JSON,
     another schema version or a document that breaks the schema.
     """
-    document = read_document(Path(path))
+    return from_json(read_document(Path(path)))
+
+
+def from_json(document: dict[str, Any]) -> Report:
+    """The report that `to_json` made the document from."""
     about = {name: document[name] for name in ("backend", "model", "level", "environment")}
     return Report(*from_document(document), **about)

@@ -84,6 +84,7 @@ def options(folder: Path, ranks: int = 1) -> dict[str, object]:
         "trainer.val_before_train": False,
         "trainer.test_freq": -1,
         "trainer.save_freq": -1,
+        "trainer.resume_mode": "disable",
         "trainer.total_epochs": 2,
         "trainer.v1.trainer_mode": "aqn_sync",
         "ray_kwargs.ray_init.num_cpus": 8,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from tests.engines.verl.run import STEPS_PER_EPOCH, VLLM, train, write_data
@@ -86,7 +84,7 @@ def test_two_ranks_carry_the_noise_of_their_rollouts(folder):
 
 def test_noise_in_the_rollout_alone_shows_as_disagreement(folder):
     """The control: what the tests above call agreement is none where only one side carries the noise."""
-    alone = {"+aqn.sigma": 0.2, "+aqn.phases": "[rollout]", "trainer.total_epochs": 1}
+    alone = {"+aqn.sigma": 1.0, "+aqn.phases": "[rollout]", "trainer.total_epochs": 1}
     run = train(folder, alone)
     assert run.status == 0, run.output[-4000:]
     assert min(run.series("training/rollout_probs_diff_max")) > 100 * AGREEMENT
@@ -112,7 +110,6 @@ def test_a_guides_file_is_read(folder):
     assert run.status == 0, run.output[-4000:]
     assert run.series("aqn/sigma") == pytest.approx([0.05] * 3)
     assert set(run.series("aqn/hits/actor_forward")) <= {7.0 * passes for passes in range(2, 8)}
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def test_a_run_with_a_misspelt_key_is_refused_before_it_begins(folder):

@@ -1,0 +1,109 @@
+"""Host replay of an engine's layers against transformers' layers with the checkpoint's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hal.errors import ModelError
+from hal.structure import LayerStack, find_layer_stack
+from srdd.live.translate import Reference, translate
+from srdd.measurements import WeightDamage
+from srdd.replay.capture import ModuleCall, tensors_in
+from srdd.replay.host import HostReplay
+from srdd.walk import LayerVisit
+
+
+class EngineReplay(HostReplay):
+    """As `HostReplay`, for the layers of an engine: what they did is translated first. `whole`: this process has whole
+    layers; of shards only what they add up to is compared. Raises ModelError for a checkpoint whose architecture
+    transformers does not have, or that does not rotate its queries and keys in the usual way.
+    """
+
+    def __init__(self, checkpoint: Path, dtype: torch.dtype, layers: int, seed: int, whole: bool) -> None:
+        model = _skeleton(checkpoint, dtype)
+        stack = find_layer_stack(model)
+        if len(stack) != layers:
+            raise ModelError(f"{checkpoint} has {len(stack)} layers and the engine {layers}: give its own checkpoint")
+        super().__init__(model, stack, checkpoint, seed)
+        self._rotary_module = _rotary(model, stack)
+        self._whole = whole
+        self._dtype = dtype
+        self._reference: Reference | None = None
+
+    @contextmanager
+    def recording(self, visit: LayerVisit, excitation: str) -> Iterator[None]:
+        """Record the layer's run inside the block, translate and replay it."""
+        if self._reference is None:
+            self._reference = self._make_reference(visit)
+        first = self._own_run is None
+        with super().recording(visit, excitation):
+            yield
+        if first and self._own_run is not None:
+            self._own_run = _known(self._own_run, self._reference)
+
+    def weights(self, visit: LayerVisit) -> tuple[WeightDamage, ...] | None:
+        """None: an engine keeps weights fused, packed and sharded, not as the checkpoint has them."""
+        return None
+
+    def finish(self, visit: LayerVisit) -> Any:
+        """The worst result of each site, by the reference's names."""
+        self._reference = None
+        return super().finish(visit)
+
+    def _compare_tree(self, visit: LayerVisit, tree: ModuleCall, excitation: str) -> None:
+        if self._reference is None:
+            return
+        for translated in translate(tree, self._reference):
+            super()._compare_tree(visit, translated, excitation)
+
+    def _make_reference(self, visit: LayerVisit) -> Reference:
+        if self._clean is None:
+            self._clean = self._clean_layers.layer(visit.index)
+        positions = visit.call.positions()
+        if positions is None:
+            raise ModelError(f"{visit.site} was called without positions: its replay needs them")
+        positions = positions.to("cpu")[None]
+        probe = torch.zeros(1, positions.shape[-1], 1, dtype=self._dtype)
+        cosine, sine = self._rotary_module(probe, positions)
+        return Reference(self._clean, (cosine, sine), self._whole)
+
+
+def _skeleton(checkpoint: Path, dtype: torch.dtype) -> nn.Module:
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+        config._attn_implementation = "sdpa"
+        with init_empty_weights(include_buffers=False):
+            model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except Exception as error:  # configurations raise what they like; the cause goes on inside our own
+        raise ModelError(f"transformers cannot build {checkpoint} for the replay: {error}") from error
+    return model.eval()
+
+
+def _rotary(model: nn.Module, stack: LayerStack) -> nn.Module:
+    found: list[nn.Module] = [
+        module
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith("RotaryEmbedding") and not name.startswith(f"{stack.path}.")
+    ]
+    if len(found) != 1:
+        raise ModelError(
+            f"{type(model).__name__} has {len(found)} rotary embeddings outside its layers, and the replay of an "
+            "engine knows models with one: scan it with level 'quick'"
+        )
+    return found[0]
+
+
+def _known(call: ModuleCall, reference: Reference) -> ModuleCall:
+    """The engine's own tree without the calls that translate to nothing: there is no use in exciting those."""
+    children = [_known(child, reference) for child in call.children if translate(child, reference)]
+    return replace(call, children=children if tensors_in(call.output) else [])
