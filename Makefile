@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN     = $(BIN)/python -m
 
-.PHONY: demo test lint types imports unit conformance conformance-table test-npu test-slow clean
+.PHONY: demo test lint types imports unit conformance conformance-table test-npu test-vllm test-verl test-trl test-slow clean
 
 demo: $(VENV)/installed
 	$(RUN) hal
@@ -27,7 +27,7 @@ imports: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile -m "not npu and not gpu and not slow"
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile -m "not npu and not gpu and not slow and not engine"
 
 # A minute on one thread; the operators' command, as CI runs it.
 conformance: $(VENV)/installed-dev
@@ -50,6 +50,10 @@ test-slow: $(VENV)/installed-dev
 test-npu:
 	OMP_NUM_THREADS=1 $(PYTHON) tests/npu/environment.py test
 
+# Each with the real engine, in an environment of its own: several GB, minutes, and no part of `make test`.
+test-vllm test-verl test-trl:
+	$(PYTHON) tests/engines/environment.py $(@:test-%=%) test
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -62,4 +66,4 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $(VENV)/installed $@
 
 clean:
-	rm -rf $(VENV) .venv-npu build *.egg-info
+	rm -rf $(VENV) .venv-npu .venv-vllm .venv-verl .venv-trl build *.egg-info

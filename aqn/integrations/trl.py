@@ -41,7 +41,7 @@ def watch_rollouts(trainer: Any) -> None:
     if write is None:
         raise EngineError(
             f"this TRL's {type(trainer).__name__} has no {_WRITES}, which tells rollout from training: install "
-            "'trl>=1.0,<2'"
+            "'trl>=1.16,<2'"
         )
 
     @functools.wraps(write)

@@ -51,7 +51,7 @@ def translate(call: ModuleCall, reference: Reference) -> list[ModuleCall]:
         taken = _as_batch(call.output[1])  # the sum that the fused addition made and normalised
     if _takes_rotary(module):
         options = {"hidden_states": taken, "position_embeddings": reference.rotary, "attention_mask": None}
-        return [ModuleCall(call.name, (), options, given, children)]
+        return [ModuleCall(call.name, (), options, (given, None), children)]  # and the weights, which it keeps
     return [ModuleCall(call.name, (taken,), {}, given, children)]
 
 

@@ -21,3 +21,5 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.engine)
             # Engines warn of what is theirs to mend; ours are errors in every other test.
             item.add_marker(pytest.mark.filterwarnings("default"))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(900))  # the first test of a kind starts its engine

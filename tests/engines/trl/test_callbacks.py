@@ -228,5 +228,5 @@ def test_runs_with_a_clean_half_are_refused(model, tokenizer, tmp_path):
 
 def test_a_trl_without_the_hook_point_is_refused(model, tokenizer, tmp_path):
     trainer = supervised(model, tokenizer, tmp_path, AqnCallback(AqnConfig.parse({"aqn": NOISE})))
-    with pytest.raises(EngineError, match=r"has no _generate_single_turn.* install 'trl>=1\.0,<2'"):
+    with pytest.raises(EngineError, match=r"has no _generate_single_turn.* install 'trl>=1\.16,<2'"):
         watch_rollouts(trainer)
