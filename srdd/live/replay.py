@@ -19,6 +19,8 @@ from srdd.replay.capture import ModuleCall, tensors_in
 from srdd.replay.host import HostReplay
 from srdd.walk import LayerVisit
 
+ANGLE_ROUNDINGS = 4  # the power, its inverse, the product, and the cosine itself
+
 
 class EngineReplay(HostReplay):
     """As `HostReplay`, for the layers of an engine: what they did is translated first. `whole`: this process has whole
@@ -71,8 +73,30 @@ class EngineReplay(HostReplay):
             raise ModelError(f"{visit.site} was called without positions: its replay needs them")
         positions = positions.to("cpu")[None]
         probe = torch.zeros(1, positions.shape[-1], 1, dtype=self._dtype)
-        cosine, sine = self._rotary_module(probe, positions)
-        return Reference(self._clean, (cosine, sine), self._whole)
+        rotary = self._rotary_module(probe, positions)
+        return Reference(self._clean, _engines_own(visit.call.layer, positions, rotary), self._whole)
+
+
+def _engines_own(
+    layer: nn.Module, positions: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cosines and sines of the engine's own table where they are those of `rotary` but for the rounding of their
+    angles, which attention would show and which is nobody's fault: an angle is a product of a position and a power, a
+    few roundings of float32 of a number up to the position.
+    """
+    tables = (getattr(module, "cos_sin_cache", None) for module in layer.modules())
+    table = next((table for table in tables if isinstance(table, torch.Tensor)), None)
+    if table is None:
+        return rotary
+    rows = table.detach().to("cpu")[positions]
+    halves = [torch.cat([half, half], dim=-1).to(rotary[0].dtype) for half in rows.chunk(2, dim=-1)]
+    limit = ANGLE_ROUNDINGS * torch.finfo(torch.float32).eps * (1 + positions[..., None])
+    limit = limit + torch.finfo(rotary[0].dtype).eps
+    same = all(
+        own.shape == other.shape and bool(((own - other).double().abs() <= limit).all())
+        for own, other in zip(halves, rotary, strict=True)
+    )
+    return (halves[0], halves[1]) if same else rotary
 
 
 def _skeleton(checkpoint: Path, dtype: torch.dtype) -> nn.Module:
