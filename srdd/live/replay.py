@@ -16,10 +16,14 @@ from hal.structure import LayerStack, find_layer_stack
 from srdd.live.translate import Reference, translate
 from srdd.measurements import WeightDamage
 from srdd.replay.capture import ModuleCall, tensors_in
+from srdd.replay.compare import WIDTH, Comparison
 from srdd.replay.host import HostReplay
 from srdd.walk import LayerVisit
 
 ANGLE_ROUNDINGS = 4  # the power, its inverse, the product, and the cosine itself
+# Attention kernels exponentiate to 20 units in the last place of float32, where they say (torch's exp_u20, which vLLM's
+# build for hosts has too), while the replay's allowance counts WIDTH roundings of each probability.
+EXPONENTIAL = 20 * 2.0**-23
 
 
 class EngineReplay(HostReplay):
@@ -64,6 +68,13 @@ class EngineReplay(HostReplay):
             return
         for translated in translate(tree, self._reference):
             super()._compare_tree(visit, translated, excitation)
+
+    def _keep(self, comparison: Comparison, excitation: str) -> None:
+        if self._reference is not None and self._reference.is_attention(comparison.name):
+            wider = max(1.0, EXPONENTIAL / (WIDTH * torch.finfo(self._dtype).eps / 2))
+            transfer = replace(comparison.transfer, violation=comparison.transfer.violation / wider)
+            comparison = replace(comparison, transfer=transfer)
+        super()._keep(comparison, excitation)
 
     def _make_reference(self, visit: LayerVisit) -> Reference:
         if self._clean is None:

@@ -124,7 +124,7 @@ class Run:
         return [values[name] for _, values in sorted(self.metrics.items()) if name in values]
 
 
-def train(folder: Path, *changes: dict[str, object], ranks: int = 1, timeout: float = 420) -> Run:
+def train(folder: Path, *changes: dict[str, object], ranks: int = 1, timeout: float = 1500) -> Run:
     """Run verl's own main with these changes to the options; all its processes are ended afterwards."""
     chosen = options(folder, ranks)
     for change in changes:
