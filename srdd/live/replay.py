@@ -15,7 +15,7 @@ from hal.errors import ModelError
 from hal.structure import LayerStack, find_layer_stack
 from srdd.live.translate import Reference, translate
 from srdd.measurements import WeightDamage
-from srdd.replay.capture import ModuleCall, tensors_in
+from srdd.replay.capture import ModuleCall
 from srdd.replay.compare import WIDTH, Comparison
 from srdd.replay.host import HostReplay
 from srdd.walk import LayerVisit
@@ -52,7 +52,7 @@ class EngineReplay(HostReplay):
         with super().recording(visit, excitation):
             yield
         if first and self._own_run is not None:
-            self._own_run = _known(self._own_run, self._reference)
+            self._own_run = replace(self._own_run, children=_innermost(self._own_run, self._reference))
 
     def weights(self, visit: LayerVisit) -> tuple[WeightDamage, ...] | None:
         """None: an engine keeps weights fused, packed and sharded, not as the checkpoint has them."""
@@ -138,7 +138,10 @@ def _rotary(model: nn.Module, stack: LayerStack) -> nn.Module:
     return found[0]
 
 
-def _known(call: ModuleCall, reference: Reference) -> ModuleCall:
-    """The engine's own tree without the calls that translate to nothing: there is no use in exciting those."""
-    children = [_known(child, reference) for child in call.children if translate(child, reference)]
-    return replace(call, children=children if tensors_in(call.output) else [])
+def _innermost(call: ModuleCall, reference: Reference) -> list[ModuleCall]:
+    """The innermost calls that the reference knows: the parts to excite. Not what contains them: between them lie fused
+    kernels, whose products of tiny and huge numbers would be judged by the rounding of their factors.
+    """
+    if call.children:
+        return [part for child in call.children for part in _innermost(child, reference)]
+    return [call] if translate(call, reference) else []
