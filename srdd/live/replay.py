@@ -28,7 +28,7 @@ EXPONENTIAL = 20 * 2.0**-23
 
 class EngineReplay(HostReplay):
     """As `HostReplay`, for the layers of an engine: what they did is translated first. `whole`: this process has whole
-    layers; of shards only what they add up to is compared. Raises ModelError for a checkpoint whose architecture
+    layers; of shards only the norms and the layer's own additions are compared. Raises ModelError for a checkpoint whose architecture
     transformers does not have, or that does not rotate its queries and keys in the usual way.
     """
 
@@ -40,6 +40,8 @@ class EngineReplay(HostReplay):
         super().__init__(model, stack, checkpoint, seed)
         self._rotary_module = _rotary(model, stack)
         self._whole = whole
+        if not whole:
+            self.notes.append("several processes share each layer: attention and MLP were probed, not replayed")
         self._dtype = dtype
         self._reference: Reference | None = None
 
@@ -70,6 +72,9 @@ class EngineReplay(HostReplay):
             super()._compare_tree(visit, translated, excitation)
 
     def _keep(self, comparison: Comparison, excitation: str) -> None:
+        module = self._reference.module(comparison.name) if self._reference is not None else None
+        if not self._whole and comparison.name and module is not None and any(True for _ in module.children()):
+            return  # attention or MLP in one: the roundings of its shards and of their sum are not drawn
         if self._reference is not None and self._reference.is_attention(comparison.name):
             wider = max(1.0, EXPONENTIAL / (WIDTH * torch.finfo(self._dtype).eps / 2))
             transfer = replace(comparison.transfer, violation=comparison.transfer.violation / wider)
