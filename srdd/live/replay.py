@@ -27,9 +27,10 @@ EXPONENTIAL = 20 * 2.0**-23
 
 
 class EngineReplay(HostReplay):
-    """As `HostReplay`, for the layers of an engine: what they did is translated first. `whole`: this process has whole
-    layers; of shards only the norms and the layer's own additions are compared. Raises ModelError for a checkpoint whose architecture
-    transformers does not have, or that does not rotate its queries and keys in the usual way.
+    """As `HostReplay`, for the layers of an engine: what they did is translated first. `whole`: this process has
+    whole layers; of shards only the norms and the layer's own additions are compared. Raises ModelError for a
+    checkpoint whose architecture transformers does not have, or that does not rotate its queries and keys in the
+    usual way.
     """
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype, layers: int, seed: int, whole: bool) -> None:
