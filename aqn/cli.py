@@ -16,6 +16,7 @@ from aqn.guide_rules import RULES
 from aqn.scanning import scan_elsewhere
 from aqn.schedule_registry import default_registry, schedule
 from aqn.training.command import train_command
+from aqn.training.model_ab import model_ab_command
 from hal.command_line import run_command
 from hal.errors import UsageError
 from hal.files import require_writable, write_text
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(experiments, name="experiment")
 app.command("train")(train_command)
+app.command("model-ab")(model_ab_command)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from hal.errors import UsageError
 BASELINE: Final = "baseline"
 ARMS: Final = (BASELINE, "noise", "global_decay", "epoch_aware", "guided", "uniform", "targeted")
 PHASES: Final = ("rollout", "actor_forward")
+LAYER_OUTPUT: Final = "layer"  # in the place of a mode: noise on the layers' outputs instead of their operators
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def arm_config(
     document: dict[str, Any] = {"deadzone": fault.section()} if fault else {}
     noise = _noise(arm, fault, sigma, layer_sigmas)
     if noise is not None:
-        document["aqn"] = {**noise, "mode": mode, "phases": list(PHASES), "seed": seed, "draws": "fast"}
+        place = {"kind": "layer"} if mode == LAYER_OUTPUT else {"mode": mode}
+        document["aqn"] = {**noise, **place, "phases": list(PHASES), "seed": seed, "draws": "fast"}
     return AqnConfig.parse(document) if document else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,8 @@ FAULTY, SOUND, NOISY, ELSEWHERE = (
     "accuracy with the fault, other kinds of question",
 )
 SECONDS: Final = "seconds a step"
+OVERHEAD: Final = "time a step over the baseline's"
+SURVIVAL: Final = "share of dead values that noise carried through"
 NOISE_IN_TEST: Final = 0.1
 BEFORE: Final = "untrained"
 
@@ -243,6 +246,21 @@ def _claim(study: Study, folder: Path) -> None:
         write_text(record, json.dumps(wanted, indent=1) + "\n")
 
 
+def _of_training(study: Study, runs: Mapping[tuple[str, int], dict[str, Any]], names: Sequence[str]) -> Iterator[Cell]:
+    """What training itself cost and did: the overhead over the baseline of the same seed, and the survival rate."""
+    for arm in names[1:]:
+        if arm != BASELINE and BASELINE in names:
+            ratios = tuple(
+                float(runs[arm, seed]["seconds"]) / float(runs[BASELINE, seed]["seconds"])
+                for seed in range(study.seeds)
+            )
+            yield Cell("training", arm, OVERHEAD, ratios)
+        rates = [runs[arm, seed].get("survival_rate") for seed in range(study.seeds)]
+        known = tuple(float(rate) for rate in rates if rate is not None and math.isfinite(rate))
+        if len(known) == study.seeds:
+            yield Cell("training", arm, SURVIVAL, known)
+
+
 def _compared(
     study: Study, backend: TorchBackend, runs: Mapping[tuple[str, int], dict[str, Any]], names: Sequence[str]
 ) -> Result:
@@ -263,6 +281,7 @@ def _compared(
     for arm in names[1:]:
         times = tuple(float(runs[arm, seed]["seconds"]) for seed in range(study.seeds))
         result.cells.append(Cell("after training", arm, SECONDS, times))
+    result.cells += _of_training(study, runs, names)
     if BASELINE in names:
         others = [arm for arm in names if arm not in (BASELINE, BEFORE)]
         pairs = [(arm, BASELINE) for arm in others] + [(BASELINE, BEFORE)]

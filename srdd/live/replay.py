@@ -15,15 +15,22 @@ from hal.errors import ModelError
 from hal.structure import LayerStack, find_layer_stack
 from srdd.live.translate import Reference, translate
 from srdd.measurements import WeightDamage
-from srdd.replay.capture import ModuleCall, tensors_in
+from srdd.replay.capture import ModuleCall
+from srdd.replay.compare import WIDTH, Comparison
 from srdd.replay.host import HostReplay
 from srdd.walk import LayerVisit
 
+ANGLE_ROUNDINGS = 4  # the power, its inverse, the product, and the cosine itself
+# Attention kernels exponentiate to 20 units in the last place of float32, where they say (torch's exp_u20, which vLLM's
+# build for hosts has too), while the replay's allowance counts WIDTH roundings of each probability.
+EXPONENTIAL = 20 * 2.0**-23
+
 
 class EngineReplay(HostReplay):
-    """As `HostReplay`, for the layers of an engine: what they did is translated first. `whole`: this process has whole
-    layers; of shards only what they add up to is compared. Raises ModelError for a checkpoint whose architecture
-    transformers does not have, or that does not rotate its queries and keys in the usual way.
+    """As `HostReplay`, for the layers of an engine: what they did is translated first. `whole`: this process has
+    whole layers; of shards only the norms and the layer's own additions are compared. Raises ModelError for a
+    checkpoint whose architecture transformers does not have, or that does not rotate its queries and keys in the
+    usual way.
     """
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype, layers: int, seed: int, whole: bool) -> None:
@@ -34,6 +41,8 @@ class EngineReplay(HostReplay):
         super().__init__(model, stack, checkpoint, seed)
         self._rotary_module = _rotary(model, stack)
         self._whole = whole
+        if not whole:
+            self.notes.append("several processes share each layer: attention and MLP were probed, not replayed")
         self._dtype = dtype
         self._reference: Reference | None = None
 
@@ -46,7 +55,7 @@ class EngineReplay(HostReplay):
         with super().recording(visit, excitation):
             yield
         if first and self._own_run is not None:
-            self._own_run = _known(self._own_run, self._reference)
+            self._own_run = replace(self._own_run, children=_innermost(self._own_run, self._reference))
 
     def weights(self, visit: LayerVisit) -> tuple[WeightDamage, ...] | None:
         """None: an engine keeps weights fused, packed and sharded, not as the checkpoint has them."""
@@ -63,6 +72,16 @@ class EngineReplay(HostReplay):
         for translated in translate(tree, self._reference):
             super()._compare_tree(visit, translated, excitation)
 
+    def _keep(self, comparison: Comparison, excitation: str) -> None:
+        module = self._reference.module(comparison.name) if self._reference is not None else None
+        if not self._whole and comparison.name and module is not None and any(True for _ in module.children()):
+            return  # attention or MLP in one: the roundings of its shards and of their sum are not drawn
+        if self._reference is not None and self._reference.is_attention(comparison.name):
+            wider = max(1.0, EXPONENTIAL / (WIDTH * torch.finfo(self._dtype).eps / 2))
+            transfer = replace(comparison.transfer, violation=comparison.transfer.violation / wider)
+            comparison = replace(comparison, transfer=transfer)
+        super()._keep(comparison, excitation)
+
     def _make_reference(self, visit: LayerVisit) -> Reference:
         if self._clean is None:
             self._clean = self._clean_layers.layer(visit.index)
@@ -71,8 +90,30 @@ class EngineReplay(HostReplay):
             raise ModelError(f"{visit.site} was called without positions: its replay needs them")
         positions = positions.to("cpu")[None]
         probe = torch.zeros(1, positions.shape[-1], 1, dtype=self._dtype)
-        cosine, sine = self._rotary_module(probe, positions)
-        return Reference(self._clean, (cosine, sine), self._whole)
+        rotary = self._rotary_module(probe, positions)
+        return Reference(self._clean, _engines_own(visit.call.layer, positions, rotary), self._whole)
+
+
+def _engines_own(
+    layer: nn.Module, positions: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cosines and sines of the engine's own table where they are those of `rotary` but for the rounding of their
+    angles, which attention would show and which is nobody's fault: an angle is a product of a position and a power, a
+    few roundings of float32 of a number up to the position.
+    """
+    tables = (getattr(module, "cos_sin_cache", None) for module in layer.modules())
+    table = next((table for table in tables if isinstance(table, torch.Tensor)), None)
+    if table is None:
+        return rotary
+    rows = table.detach().to("cpu")[positions]
+    halves = [torch.cat([half, half], dim=-1).to(rotary[0].dtype) for half in rows.chunk(2, dim=-1)]
+    limit = ANGLE_ROUNDINGS * torch.finfo(torch.float32).eps * (1 + positions[..., None])
+    limit = limit + torch.finfo(rotary[0].dtype).eps
+    same = all(
+        own.shape == other.shape and bool(((own - other).double().abs() <= limit).all())
+        for own, other in zip(halves, rotary, strict=True)
+    )
+    return (halves[0], halves[1]) if same else rotary
 
 
 def _skeleton(checkpoint: Path, dtype: torch.dtype) -> nn.Module:
@@ -103,7 +144,10 @@ def _rotary(model: nn.Module, stack: LayerStack) -> nn.Module:
     return found[0]
 
 
-def _known(call: ModuleCall, reference: Reference) -> ModuleCall:
-    """The engine's own tree without the calls that translate to nothing: there is no use in exciting those."""
-    children = [_known(child, reference) for child in call.children if translate(child, reference)]
-    return replace(call, children=children if tensors_in(call.output) else [])
+def _innermost(call: ModuleCall, reference: Reference) -> list[ModuleCall]:
+    """The innermost calls that the reference knows: the parts to excite. Not what contains them: between them lie fused
+    kernels, whose products of tiny and huge numbers would be judged by the rounding of their factors.
+    """
+    if call.children:
+        return [part for child in call.children for part in _innermost(child, reference)]
+    return [call] if translate(call, reference) else []

@@ -12,8 +12,7 @@ from srdd.batch import LENGTH, ROWS
 from srdd.live import worker
 from srdd.probes.measure import PROBES
 from srdd.prompts import DEFAULT, require_prompts
-from srdd.report import from_json
-from srdd.report.model import Report
+from srdd.report.model import Report, from_json
 from srdd.scan import require_options
 
 

@@ -8,6 +8,7 @@ same replay judges both; what the reference has no module for is judged as its p
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -34,6 +35,11 @@ class Reference:
             found = getattr(found, part, None)
         return found if isinstance(found, nn.Module) else None
 
+    def is_attention(self, name: str) -> bool:
+        """Whether `name` is a part of the layer that is given positions, as its attention alone is."""
+        module = self.module(name)
+        return bool(name) and module is not None and "position_embeddings" in signature(module.forward).parameters
+
 
 def translate(call: ModuleCall, reference: Reference) -> list[ModuleCall]:
     """`call` and all below it as calls of the reference's modules; empty when it has none for them."""
@@ -49,7 +55,7 @@ def translate(call: ModuleCall, reference: Reference) -> list[ModuleCall]:
     taken, given = _activation(call), _first(call.output)
     if len(tensors_in(call.args)) > 1 and isinstance(call.output, (tuple, list)) and not call.children:
         taken = _as_batch(call.output[1])  # the sum that the fused addition made and normalised
-    if _takes_rotary(module):
+    if reference.is_attention(call.name):
         options = {"hidden_states": taken, "position_embeddings": reference.rotary, "attention_mask": None}
         return [ModuleCall(call.name, (), options, (given, None), children)]  # and the weights, which it keeps
     return [ModuleCall(call.name, (taken,), {}, given, children)]
@@ -90,9 +96,3 @@ def _first(output: Any) -> torch.Tensor:
 def _as_batch(flat: torch.Tensor) -> torch.Tensor:
     """Engines lay all tokens in a row; the reference has a batch of one sequence."""
     return flat[None]
-
-
-def _takes_rotary(module: nn.Module) -> bool:
-    import inspect
-
-    return "position_embeddings" in inspect.signature(module.forward).parameters

@@ -20,8 +20,7 @@ from srdd.live.replay import EngineReplay
 from srdd.measurements import Cost, LayerMeasurement, Measurements
 from srdd.probes.measure import measure_layer
 from srdd.probes.samples import unit_roundoff
-from srdd.report import to_json
-from srdd.report.model import Report
+from srdd.report.model import Report, to_json
 from srdd.walk import LayerVisit, Walk
 
 _KEY = "srdd"

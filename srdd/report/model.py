@@ -65,6 +65,6 @@ def load_report(path: str | Path) -> Report:
 
 
 def from_json(document: dict[str, Any]) -> Report:
-    """The report of which `to_json` gave `document`."""
+    """The report that `to_json` made the document from."""
     about = {name: document[name] for name in ("backend", "model", "level", "environment")}
     return Report(*from_document(document), **about)

@@ -57,19 +57,19 @@ def options(folder: Path, ranks: int = 1) -> dict[str, object]:
         f"{actor}.fsdp_config.use_torch_compile": False,
         f"+{actor}.fsdp_config.mixed_precision": FULL,
         f"{actor}.ppo_mini_batch_size": TRAIN_BATCH,
-        f"{actor}.ppo_micro_batch_size_per_gpu": 16,
+        f"{actor}.ppo_micro_batch_size_per_gpu": 16 // ranks,
         f"{actor}.optim.lr": 1e-5,
         f"{actor}.use_kl_loss": True,
         f"{reference}.fsdp_config.model_dtype": "fp32",
         f"{reference}.fsdp_config.use_torch_compile": False,
         f"+{reference}.fsdp_config.mixed_precision": FULL,
-        f"{reference}.log_prob_micro_batch_size_per_gpu": 32,
+        f"{reference}.log_prob_micro_batch_size_per_gpu": 32 // ranks,
         f"{rollout}.name": "transformers",
         f"{rollout}.n": 4,
         f"{rollout}.tensor_model_parallel_size": 1,
         f"{rollout}.dtype": "float32",
         f"{rollout}.free_cache_engine": False,
-        f"{rollout}.log_prob_micro_batch_size_per_gpu": 32,
+        f"{rollout}.log_prob_micro_batch_size_per_gpu": 32 // ranks,
         f"{rollout}.calculate_log_probs": True,
         f"{rollout}.n_gpus_per_node": ranks,
         f"{rollout}.agent.num_workers": 1,
@@ -124,7 +124,7 @@ class Run:
         return [values[name] for _, values in sorted(self.metrics.items()) if name in values]
 
 
-def train(folder: Path, *changes: dict[str, object], ranks: int = 1, timeout: float = 420) -> Run:
+def train(folder: Path, *changes: dict[str, object], ranks: int = 1, timeout: float = 1500) -> Run:
     """Run verl's own main with these changes to the options; all its processes are ended afterwards."""
     chosen = options(folder, ranks)
     for change in changes:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.engines.verl.run import STEPS_PER_EPOCH, VLLM, train, write_data
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 ZONE = {"+deadzone.layer": 7, "+deadzone.threshold": 0.1, "+deadzone.scope": "token"}
 NOISE = {
@@ -92,7 +92,7 @@ def test_noise_in_the_rollout_alone_shows_as_disagreement(folder):
 
 
 def test_verls_own_vllm_rollout_agrees_with_the_actor(folder):
-    run = train(folder, VLLM, NOISE, ZONE, {"trainer.total_epochs": 1, "trainer.test_freq": 3}, timeout=540)
+    run = train(folder, VLLM, NOISE, ZONE, {"trainer.total_epochs": 1, "trainer.test_freq": 3})
     assert run.status == 0, run.output[-4000:]
     assert run.series("aqn/sigma") == pytest.approx(SIGMAS[:3])
     assert min(run.series("aqn/hits/rollout")) > 0

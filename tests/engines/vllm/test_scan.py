@@ -13,6 +13,7 @@ from srdd.faults.specification import parse_fault
 from srdd.live import scan_engine
 from tests.engines.vllm.rollout import PARITY, difference, rollout_logprobs, trainer_logprobs
 
+SHORT = ("The quick brown fox jumps over the lazy dog.",)  # what a fault shows in, in a few seconds
 FAULTS = ["dead_zone@7:sparsity=0.1", "saturation@3", "bias@10:sparsity=0.1", "noise@5:magnitude=0.1", "spike@0"]
 
 
@@ -44,7 +45,7 @@ def test_a_healthy_engine_is_healthy(engine, level):
 def test_the_fault_is_found_where_it_is(engine, text):
     engine.call(put_fault, text=text)
     try:
-        (report,) = scan_engine(engine, level="full")
+        (report,) = scan_engine(engine, SHORT, level="full")
     finally:
         engine.call(take_fault)
     fault = parse_fault(text)
@@ -57,7 +58,7 @@ def test_the_fault_is_found_where_it_is(engine, text):
 def test_the_module_at_fault_is_named(engine, site):
     engine.call(put_fault, text=f"bias@6:site={site}")
     try:
-        (report,) = scan_engine(engine, level="full")
+        (report,) = scan_engine(engine, SHORT, level="full")
     finally:
         engine.call(take_fault)
     assert report.findings[0].site == f"model.layers.6.{site}"
@@ -71,7 +72,7 @@ def test_a_rollouts_dead_zone_is_a_fault_to_the_scan(engine):
 
 
 def test_two_processes_report_alike(parallel_engine):
-    reports = scan_engine(parallel_engine, level="full")
+    reports = scan_engine(parallel_engine, SHORT, level="full")
     assert [report.environment["rank"] for report in reports] == ["0 of 2", "1 of 2"]
     assert [report.verdict for report in reports] == ["healthy"] * 2
     parallel_engine.call(put_fault, text="bias@6:sparsity=0.1")
@@ -83,7 +84,7 @@ def test_two_processes_report_alike(parallel_engine):
 
 
 def test_a_scan_leaves_the_engine_as_it_was(engine, trainer, ids):
-    scan_engine(engine, level="full")
+    scan_engine(engine, SHORT, level="full")
     assert difference(rollout_logprobs(engine, ids), trainer_logprobs(trainer, ids)) < PARITY
 
 

@@ -1,0 +1,99 @@
+"""`python -m aqn model-ab`: Model A, noise on the faulty layer alone, against Model B, noise on all layers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+
+from aqn.command_options import Backend, Device, Dtype, Model, Quiet, Seeds, progress_bar
+from aqn.experiments.result import Result, require_output
+from aqn.training.arms import BASELINE, LAYER_OUTPUT, Fault
+from aqn.training.recipe import Recipe
+from aqn.training.study import Study, run_study
+from hal.backend import TorchBackend
+from hal.bundled import model_dir
+from hal.errors import UsageError
+from hal.registry import get_backend
+
+MODEL_A: Final = "targeted"
+MODEL_B: Final = "epoch_aware"
+
+
+def compare_models(study: Study, backend: TorchBackend, out: Path, quiet: bool) -> Result:
+    """Make the study's runs and compare Model A with Model B in every measure, beside the study's own comparisons."""
+    total = study.seeds * len(study.arms) * study.recipe.steps
+    with progress_bar("model A and B", quiet) as progress:
+
+        def report(arm: str, seed: int, step: int) -> None:
+            progress((seed * len(study.arms) + study.arms.index(arm)) * study.recipe.steps + step, total)
+
+        result = run_study(study, backend, out, report)
+    result.experiment = "model_ab"
+    result.title = f"Model A ({MODEL_A}) and Model B ({MODEL_B}, all layers). {result.title}"
+    for measure in dict.fromkeys(cell.measure for cell in result.cells):
+        result.compare(measure, [(MODEL_A, MODEL_B)])
+    pairs = [entry for entry in result.comparisons if {entry.first, entry.second} == {MODEL_A, MODEL_B}]
+    result.statements += [
+        f"Model A against Model B, {entry.name.partition(': ')[2]}: {entry.difference:+.4f}, {entry.verdict}"
+        for entry in pairs
+    ]
+    return result
+
+
+def model_ab_command(
+    out: Annotated[Path, typer.Option(help="Folder for runs and results; one that holds runs is gone on with.")],
+    method: Annotated[str, typer.Option(help="grpo (needs TRL) or supervised.")] = "grpo",
+    layer: Annotated[int, typer.Option(min=0, help="Layer of the dead zone, in rollout and training.")] = 3,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Its threshold.")] = 0.25,
+    sigma: Annotated[float, typer.Option(min=0, help="Strength of the noise at the schedule's start.")] = 0.05,
+    mode: Annotated[str, typer.Option(help="Noise on matmul, all_ops, or the layer's output.")] = LAYER_OUTPUT,
+    steps: Annotated[int, typer.Option(min=2, help="Training steps of a run.")] = 60,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs they are divided into.")] = 2,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts a step.")] = 8,
+    completions: Annotated[int, typer.Option(min=2, help="Completions a prompt (GRPO).")] = 8,
+    rate: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 2e-4,
+    evaluated: Annotated[int, typer.Option(min=1, help="Problems in each evaluation.")] = 200,
+    model: Model = None,
+    backend: Backend = "auto",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    seeds: Seeds = 3,
+    quiet: Quiet = False,
+) -> int:
+    """Train both under one dead zone, with a baseline without noise, and put everything into one table: accuracy with
+    and without the fault, under further noise and on other kinds of question, survival rate, overhead.
+    """
+    if method not in ("grpo", "supervised") or mode not in ("matmul", "all_ops", LAYER_OUTPUT):
+        raise UsageError(
+            f"method '{method}', mode '{mode}': choose grpo or supervised, and matmul, all_ops or {LAYER_OUTPUT}"
+        )
+    if not threshold or steps % epochs:
+        raise UsageError(
+            f"threshold {threshold} and {steps} steps in {epochs} epochs: a threshold above 0 makes the fault, and "
+            "steps must be a multiple of epochs"
+        )
+    target = get_backend(backend, device)
+    recipe = Recipe(method, steps, epochs, prompts, completions, rate, 5, evaluated)  # type: ignore[arg-type]  # checked
+    study = Study(
+        model or model_dir(),
+        Fault(layer, threshold),
+        (BASELINE, MODEL_A, MODEL_B),
+        seeds,
+        sigma,
+        mode,
+        {layer: sigma},
+        recipe,
+        dtype,
+    )
+    require_output(out)
+    result = compare_models(study, target, out, quiet)
+    result.options["command"] = " ".join(["python -m aqn", *sys.argv[1:]])
+    result.save(out)
+    if not quiet:
+        result.show(Console())
+        Console().print(f"written: {out}", highlight=False)
+    return 0
