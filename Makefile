@@ -44,7 +44,7 @@ conformance-table: $(VENV)/installed-dev
 	$(RUN) conformance table build/cpu-reference.json build/npu.json --markdown docs/conformance.md --note $(SIMULATED)
 
 test-slow: $(VENV)/installed-dev
-	$(RUN) pytest -m slow
+	$(RUN) pytest -m "slow and not npu and not gpu and not engine"
 
 # Apart, in an environment of its own: torch_npu without CANN breaks `import torch`.
 test-npu:
