@@ -76,8 +76,18 @@ def _skeleton(model: nn.Module, stack: LayerStack) -> tuple[nn.Module, ...]:
         return ()
     prefix = next(name for name, module in model.named_modules() if module is owner)
     inner = stack.path.removeprefix(f"{prefix}.") if prefix else stack.path
-    with init_empty_weights(include_buffers=False):
-        fresh: nn.Module = type(owner)(_host_config(owner.config))
+    with torch.device("meta"):
+        layers = _fresh(owner, inner)
+    if any(set(dict(layer.named_buffers())) - set(layer.state_dict()) for layer in layers):
+        # Buffers that no checkpoint has must be computed. This way each weight is allocated for a moment, and leaves
+        # address space behind that a limit on memory counts.
+        with init_empty_weights(include_buffers=False):
+            layers = _fresh(owner, inner)
+    return layers
+
+
+def _fresh(owner: Any, inner: str) -> tuple[nn.Module, ...]:
+    fresh: nn.Module = type(owner)(_host_config(owner.config))
     return tuple(fresh.get_submodule(inner).children())
 
 

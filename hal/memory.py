@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from hal.errors import HalError, ModelError, one_line
 
 GIB = 2**30
 
@@ -20,3 +24,16 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     cause = error.__cause__ or error.__context__
     return cause is not None and out_of_memory(cause)
+
+
+@contextmanager
+def named_when_full(what: str, cure: str) -> Iterator[None]:
+    """Turn running out of memory in the block into a ModelError: `what` did not fit, and the `cure`."""
+    try:
+        yield
+    except HalError:
+        raise
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise ModelError(f"memory is full: {what} does not fit ({one_line(error)[:160]}); {cure}") from error

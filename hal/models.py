@@ -16,7 +16,7 @@ from torch import nn
 from hal.backend import TorchBackend
 from hal.checkpoint import CheckpointWeights, require_finite, weight_files
 from hal.errors import ModelError, UsageError, one_line
-from hal.memory import GIB, out_of_memory
+from hal.memory import GIB, named_when_full, out_of_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,14 +53,15 @@ def load_model(
     directory = Path(directory)
     target = requested_dtype(dtype, backend)
     files = weight_files(directory)
-    with quiet_transformers():
+    with named_when_full(f"checkpoint {directory}", _STREAM), quiet_transformers():
         config = read_config(directory, trust_remote_code)
         _require_memory(directory, files, config, target, backend)
         require_finite(directory)
         model = _build(directory, config, target, trust_remote_code)
         tokenizer = read_tokenizer(directory, trust_remote_code)
-    require_supported(model, backend)
-    return LoadedModel(_moved(model, directory, backend).eval(), tokenizer, directory)
+        require_supported(model, backend)
+        model = model.to(backend.device).eval()
+    return LoadedModel(model, tokenizer, directory)
 
 
 def model_without_weights(directory: str | Path, trust_remote_code: bool = False) -> nn.Module:
@@ -130,15 +131,6 @@ def _require_memory(
         )
 
 
-def _moved(model: nn.Module, directory: Path, backend: TorchBackend) -> nn.Module:
-    try:
-        return model.to(backend.device)
-    except (RuntimeError, MemoryError) as error:
-        if out_of_memory(error):
-            raise ModelError(f"checkpoint {directory} does not fit into {backend.device}: {_STREAM}") from error
-        raise
-
-
 def _names(backend: TorchBackend) -> str:
     return ", ".join(_short(dtype) for dtype in backend.dtypes)
 
@@ -179,13 +171,13 @@ def _build(directory: Path, config: Any, dtype: torch.dtype | str, trust_remote_
 
 def load_complete(loader: Callable[..., Any], directory: Path, **options: Any) -> nn.Module:
     """The module that `loader`, a `from_pretrained`, gives with `options`; raises ModelError where it fails or
-    leaves a weight at random values.
+    leaves a weight at random values, and passes on that memory is full.
     """
     try:
         model, loading = loader(**_LOADING, **options)
     except Exception as error:
         if out_of_memory(error):
-            raise ModelError(f"checkpoint {directory} does not fit into memory: {_STREAM}") from error
+            raise
         raise ModelError(f"checkpoint {directory} cannot be loaded: {_remote_hint(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"loading gave a {type(model).__name__}, not a torch module")

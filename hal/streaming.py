@@ -13,6 +13,7 @@ from torch import nn
 from hal.backend import TorchBackend
 from hal.checkpoint import CheckpointWeights, require_finite
 from hal.errors import ModelError
+from hal.memory import named_when_full
 from hal.models import (
     LoadedModel,
     architecture_of,
@@ -38,7 +39,8 @@ def stream_model(
     directory = Path(directory)
     target = requested_dtype(dtype, backend)
     weights = CheckpointWeights(directory)
-    with quiet_transformers():
+    cure = "give the process more: a streamed model needs what lies outside its layers, and one layer"
+    with named_when_full(f"checkpoint {directory}, even one layer at a time,", cure), quiet_transformers():
         config = read_config(directory, trust_remote_code)
         if getattr(config, "quantization_config", None) is not None:
             raise ModelError(f"checkpoint {directory} is quantised, which cannot be streamed: leave --stream out")

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from hal.backend import NumericMode, TorchBackend
-from hal.errors import ModelError, UsageError, one_line
-from hal.memory import out_of_memory
+from hal.errors import ModelError, UsageError
+from hal.memory import named_when_full
 from hal.registry import get_backend
 from hal.streaming import stream_model
 from hal.structure import LayerStack, evaluation_mode, find_layer_stack
@@ -59,9 +59,12 @@ def scan(
     stack = find_layer_stack(model)
     _require_one_stream(model)
     replay = None
-    if level == "full":
-        replay = HostReplay(model, stack, Path(checkpoint) if checkpoint else None, seed)
-    return _Scan(model, stack, target, ids, tuple(probes), replay, seed, progress).run()
+    with named_when_full(
+        f"a scan at level {level}", "give it more, fewer prompts or --level quick, or stream (--stream)"
+    ):
+        if level == "full":
+            replay = HostReplay(model, stack, Path(checkpoint) if checkpoint else None, seed)
+        return _Scan(model, stack, target, ids, tuple(probes), replay, seed, progress).run()
 
 
 def scan_checkpoint(
@@ -139,7 +142,7 @@ class _Scan:
             self._backend.numeric_mode(NumericMode(deterministic=True)),
         ):
             environment = self._environment()
-            self._walk(walk)
+            walk.run(self._forward)
         if not self._rows:
             raise ModelError(f"no layer of {self._stack.path} ran during the model's forward pass: nothing to scan")
         measurements = self._measurements()
@@ -147,17 +150,6 @@ class _Scan:
         level = "full" if self._replay else "quick"
         name = _model_name(self._model)
         return Report(measurements, diagnose(measurements), cost, self._backend.name, name, level, environment)
-
-    def _walk(self, walk: Walk) -> None:
-        try:
-            walk.run(self._forward)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            raise UsageError(
-                f"memory ran out after {len(self._rows)} of {len(self._stack)} layers ({one_line(error)[:200]}): give "
-                "the scan more memory, fewer prompts or --level quick, or stream the model (--stream)"
-            ) from error
 
     def _measurements(self) -> Measurements:
         dtype = _dtype_of(self._model)
