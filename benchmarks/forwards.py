@@ -3,7 +3,7 @@
 The earlier procedure judges one layer at a time and runs the whole model for every number it needs: 11 passes a
 layer, 308 at 28 layers. Its documents give the sum; the division here is ours: one reference, four repeats
 (instability), three random perturbations of the layer's input (gain), three offsets (minimum and maximum gain). Both
-are counted the same way, by the calls that the layers' innermost modules really got, over those of one pass. Host
+are counted the same way, by the rows that the layers' innermost modules were really given, over those of one pass. Host
 replay runs on the host's copies and adds none; its time is the difference between the two levels. Exit code 1 when the
 earlier procedure takes less than `--least` times the passes of the full scan.
 """
@@ -121,11 +121,13 @@ def _cost(stack: LayerStack, run: Callable[[], Any], model: nn.Module, ids: torc
 
 @contextmanager
 def _counted(stack: LayerStack) -> Iterator[list[int]]:
-    """How many calls the innermost modules with weights inside the layers get in the block."""
-    calls = [0]
+    """How many rows the innermost modules with weights inside the layers are given in the block: a pass over a few
+    tokens is not a whole one.
+    """
+    rows = [0]
 
-    def count(*_: Any) -> None:
-        calls[0] += 1
+    def count(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        rows[0] += args[0].shape[:-1].numel()
 
     innermost = [
         module
@@ -135,7 +137,7 @@ def _counted(stack: LayerStack) -> Iterator[list[int]]:
     ]
     handles = [module.register_forward_pre_hook(count) for module in innermost]
     try:
-        yield calls
+        yield rows
     finally:
         for handle in handles:
             handle.remove()
