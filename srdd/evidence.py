@@ -27,6 +27,10 @@ class Evidence:
         return 0.0 if math.isnan(self.statistic) else self.statistic / self.threshold
 
 
+# What a block without a bounded update does to an amplified input in every layer, as no fault of few kinds would.
+_ARCHITECTURAL = ("scale", "corruption")
+
+
 def weigh(layer: LayerMeasurement, carries: bool, known: Collection[str] = ()) -> list[Evidence]:
     """Everything that speaks for or against a fault at `layer`, strongest first. `carries` says whether the
     pass-through probe applies to this architecture, `known` which operators differ on this backend for a reason.
@@ -91,7 +95,7 @@ def known_differences(layers: Sequence[LayerMeasurement], known: Collection[str]
 
 
 def _carries_damaged(entry: PassThrough) -> bool:
-    return entry.growth > thresholds.CARRIES_STREAM and transfer_kind([entry.transfer]) != "scale"
+    return entry.growth > thresholds.CARRIES_STREAM and transfer_kind([entry.transfer]) not in _ARCHITECTURAL
 
 
 def _stability_evidence(layer: LayerMeasurement) -> list[Evidence]:

@@ -177,6 +177,10 @@ class TestCarriesStream:
         scaled = passing(replace(BIASED, offset_spread=5.0, ratio=1.4, ratio_spread=0.0), growth=1.4)
         assert not carries_stream(self.rows(*[scaled] * 4))
 
+    def test_a_change_without_a_pattern_in_every_layer_is_an_architecture_not_a_fault(self):
+        linear = passing(replace(BIASED, offset_spread=5.0, ratio_spread=3.0), growth=1.2)
+        assert not carries_stream(self.rows(*[linear] * 4))
+
     def test_nothing_measured_is_nothing_known(self):
         assert not carries_stream([])
         assert not carries_stream(self.rows(None, None))
