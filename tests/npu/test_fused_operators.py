@@ -133,3 +133,14 @@ def test_attention_dropout_is_refused_by_the_simulator(device):
     q = torch.ones(1, 1, 2, 8, device=device)
     with pytest.raises(NotImplementedError, match="attention dropout"):
         torch.ops.npu.npu_fusion_attention(q, q, q, 1, "BNSD", keep_prob=0.5)
+
+
+def test_a_query_that_sees_no_key_gives_numbers_not_nan():
+    # Left-padded prompts in a batch have such rows, and what they give becomes keys and values of the next layer.
+    query, key, value = (torch.randn(1, 2, 4, 16) for _ in range(3))
+    sees = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    sees[..., :2] = False
+    attend = torch.nn.functional.scaled_dot_product_attention
+    result = attend(query.npu(), key.npu(), value.npu(), attn_mask=sees.npu()).cpu()
+    assert bool(result.isfinite().all())
+    torch.testing.assert_close(result[:, :, 2:], attend(query, key, value, attn_mask=sees)[:, :, 2:])

@@ -61,7 +61,8 @@ def _attend(call: Any, scale: float, *inputs: torch.Tensor) -> tuple[torch.Tenso
     scores = (q.float() @ k.float().transpose(-1, -2)) * scale
     excluded = _excluded(call, q.shape[2], k.shape[2])
     if excluded is not None:
-        scores = scores.masked_fill(excluded, float("-inf"))
+        # The kernel selects the smallest float32, not infinity: a query that sees no key (padding) is no NaN.
+        scores = scores.masked_fill(excluded, torch.finfo(torch.float32).min)
     largest = scores.amax(-1, keepdim=True)
     exponentials = (scores - largest).exp()
     total = exponentials.sum(-1, keepdim=True)
