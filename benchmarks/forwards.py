@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scan_memory import network
 from torch import nn
 
 import srdd
@@ -38,7 +39,7 @@ class Cost:
 def main() -> int:
     options = _parser().parse_args()
     torch.set_num_threads(1)
-    model = _network(options.layers, options.hidden)
+    model = network(options.layers, options.hidden)
     stack = find_layer_stack(model)
     ids = pack(None, [], model)
     runs: dict[str, Callable[[], Any]] = {
@@ -141,23 +142,6 @@ def _counted(stack: LayerStack) -> Iterator[list[int]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _network(layers: int, hidden: int) -> Any:
-    import transformers
-
-    torch.manual_seed(0)
-    config = transformers.Qwen2Config(
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 64,
-        vocab_size=512,
-        max_position_embeddings=128,
-        initializer_range=0.1,
-    )
-    return transformers.Qwen2ForCausalLM(config).eval()
 
 
 def _parser() -> argparse.ArgumentParser:

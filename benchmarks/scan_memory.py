@@ -71,16 +71,19 @@ def _measure(layers: int, hidden: int, level: str) -> dict[str, int]:
     from hal.structure import find_layer_stack
 
     torch.set_num_threads(1)
-    srdd.scan(_network(2, hidden), level=level)  # libraries, thread pools and caches are loaded by now
-    model = _network(layers, hidden)
+    srdd.scan(network(2, hidden), level=level)  # libraries, thread pools and caches are loaded by now
+    model = network(layers, hidden)
     beyond = peak_beyond(lambda: srdd.scan(model, level=level))
     stack = find_layer_stack(model).layers
     return {"model": _size(model), "layer": max(_size(layer) for layer in stack), "beyond": beyond}
 
 
-def _network(layers: int, hidden: int) -> Any:
+def network(layers: int, hidden: int) -> Any:
+    """A Qwen2 of random weights, `layers` deep and `hidden` wide."""
+    import torch
     import transformers
 
+    torch.manual_seed(0)
     config = transformers.Qwen2Config(
         num_hidden_layers=layers,
         hidden_size=hidden,

@@ -9,6 +9,7 @@ from typing import Any
 from aqn.injection import Injection
 from aqn.training.callback import StepCallback
 from aqn.training.recipe import Recipe
+from aqn.training.run import common_settings, run
 from hal.bundled.arithmetic import Problem
 from hal.errors import UsageError
 
@@ -29,7 +30,6 @@ def train_grpo(
     """
     require_trl()
     import datasets
-    from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
     datasets.disable_progress_bars()
@@ -51,22 +51,11 @@ def train_grpo(
         {"prompt": [problem.messages for problem in train], "answer": [problem.answer for problem in train]}
     )
     settings = GRPOConfig(
-        output_dir=str(folder),
-        use_cpu=on_host,
+        **common_settings(recipe, seed, folder, on_host),
         bf16=False,
         per_device_train_batch_size=recipe.prompts * recipe.completions,
         num_generations=recipe.completions,
         max_completion_length=recipe.new_tokens,
-        learning_rate=recipe.rate,
-        lr_scheduler_type="constant",
-        num_train_epochs=recipe.epochs,
-        max_steps=recipe.steps,
-        logging_steps=1,
-        save_steps=max(10, recipe.steps // 4),
-        save_total_limit=1,
-        report_to=[],
-        disable_tqdm=True,
-        seed=seed,
         gradient_checkpointing=False,
     )
     trainer = Trainer(
@@ -77,10 +66,7 @@ def train_grpo(
         processing_class=tokenizer,
         callbacks=[StepCallback(injection, note)],
     )
-    trainer.remove_callback(PrinterCallback)
-    if injection is not None:
-        injection.phase = "actor_forward"
-    trainer.train(resume_from_checkpoint=_checkpoint(folder))
+    run(trainer, injection, folder)
 
 
 def require_trl() -> None:
@@ -91,9 +77,3 @@ def require_trl() -> None:
         raise UsageError(
             f"GRPO needs TRL ({error}): pip install 'srdd-hal[trl]', or train with --method supervised"
         ) from error
-
-
-def _checkpoint(folder: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None

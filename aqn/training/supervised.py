@@ -11,6 +11,7 @@ import torch
 from aqn.injection import Injection
 from aqn.training.callback import StepCallback
 from aqn.training.recipe import Recipe
+from aqn.training.run import common_settings, run
 from hal.bundled.arithmetic import Problem
 
 _IGNORED = -100
@@ -30,23 +31,11 @@ def train_supervised(
     """Train `model` in place to predict the answers (not the questions); a checkpoint in `folder` from an interrupted
     run is taken up.
     """
-    from transformers import PrinterCallback, Trainer, TrainingArguments
-    from transformers.trainer_utils import get_last_checkpoint
+    from transformers import Trainer, TrainingArguments
 
     settings = TrainingArguments(
-        output_dir=str(folder),
-        use_cpu=on_host,
+        **common_settings(recipe, seed, folder, on_host),
         per_device_train_batch_size=recipe.prompts,
-        learning_rate=recipe.rate,
-        lr_scheduler_type="constant",
-        max_steps=recipe.steps,
-        num_train_epochs=recipe.epochs,
-        logging_steps=1,
-        save_steps=max(10, recipe.steps // 4),
-        save_total_limit=1,
-        report_to=[],
-        disable_tqdm=True,
-        seed=seed,
         dataloader_pin_memory=False,
     )
     trainer = Trainer(
@@ -56,10 +45,7 @@ def train_supervised(
         data_collator=lambda rows: _collate(rows, tokenizer.pad_token_id),
         callbacks=[StepCallback(injection, note)],
     )
-    trainer.remove_callback(PrinterCallback)
-    if injection is not None:
-        injection.phase = "actor_forward"
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    run(trainer, injection, folder)
 
 
 def _example(problem: Problem, tokenizer: Any) -> dict[str, list[int]]:

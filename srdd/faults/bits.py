@@ -6,8 +6,8 @@ import torch
 
 from hal.errors import UsageError
 from hal.noise import stream_key, uniform
+from hal.raw_bits import as_integers, integer_of
 
-_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MANTISSA = {torch.float16: 10, torch.bfloat16: 7, torch.float32: 23, torch.float64: 52}
 
 
@@ -24,8 +24,8 @@ def stick_bits(x: torch.Tensor, bits: str, level: int, seed: int) -> torch.Tenso
 
 def round_low_bits(x: torch.Tensor, bits: str, away: bool) -> torch.Tensor:
     """`x` rounded to the format without the low `bits`: towards zero, or away from it."""
-    low = _integer(x).new_tensor((1 << (bit_range(bits, x.dtype)[1] + 1)) - 1)
     held = _as_integer(x)
+    low = held.new_tensor((1 << (bit_range(bits, x.dtype)[1] + 1)) - 1)
     rounded = _of_bits((held + low if away else held) & ~low, x)
     return torch.where(x.isfinite(), rounded, x)
 
@@ -54,15 +54,11 @@ def _bit_of_unit(x: torch.Tensor, bits: str, seed: int) -> torch.Tensor:
     low, high = bit_range(bits, x.dtype)
     draws = uniform((x.shape[-1],), seed=seed, stream=stream_key("srdd.faults.bits"))
     chosen = low + (draws * (high - low + 1)).long().clamp(max=high - low)
-    return (torch.ones_like(chosen) << chosen).to(_integer(x).dtype)
+    return (torch.ones_like(chosen) << chosen).to(integer_of(x.dtype))
 
 
 def _as_integer(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().to("cpu").contiguous().view(_INTEGER[x.element_size()])
-
-
-def _integer(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty(0, dtype=_INTEGER[x.element_size()])
+    return as_integers(x.detach().to("cpu"))
 
 
 def _of_bits(integer: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

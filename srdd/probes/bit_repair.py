@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hal.raw_bits import as_integers, one_bit
 from srdd.measurements import NAN
 from srdd.probes.samples import Array
 
@@ -15,11 +16,7 @@ SAMPLE = 4096  # violating elements looked at: the share needs no more
 # What the value may miss by once its bit is put right: the healthy value's own last roundings.
 ROUNDINGS = 1.0
 
-_FORMATS = {
-    2.0**-8: (torch.bfloat16, torch.int16),
-    2.0**-11: (torch.float16, torch.int16),
-    2.0**-24: (torch.float32, torch.int32),
-}
+_FORMATS = {2.0**-8: torch.bfloat16, 2.0**-11: torch.float16, 2.0**-24: torch.float32}
 
 
 @dataclass(frozen=True)
@@ -36,12 +33,12 @@ def repaired_by_one_bit(expected: Array, actual: Array, roundoff: float) -> BitR
     """
     if roundoff not in _FORMATS or not actual.size:
         return BitRepair(0.0, NAN)
-    dtype, integer = _FORMATS[roundoff]
+    dtype = _FORMATS[roundoff]
     stride = -(-actual.size // SAMPLE)
-    wanted, held = expected[::stride], torch.from_numpy(np.ascontiguousarray(actual[::stride])).to(dtype).view(integer)
+    wanted, held = expected[::stride], _bits(actual[::stride], dtype)
     best, level = np.full(wanted.shape, np.inf), np.zeros(wanted.shape)
     for bit in range(8 * held.element_size()):
-        pattern = torch.tensor(1, dtype=torch.int64).bitwise_left_shift(bit).to(integer)
+        pattern = one_bit(bit, dtype)
         turned = (held ^ pattern).view(dtype).double().numpy()
         with np.errstate(invalid="ignore", over="ignore"):
             miss = np.abs(turned - wanted)
@@ -49,16 +46,19 @@ def repaired_by_one_bit(expected: Array, actual: Array, roundoff: float) -> BitR
         best = np.where(better, miss, best)
         level = np.where(better, ((held & pattern) != 0).numpy(), level)
     limit = ROUNDINGS * 2 * roundoff * np.abs(wanted) + float(torch.finfo(dtype).smallest_normal)
-    right = (best <= limit) | (~held.view(dtype).isfinite().numpy() & _one_bit_from_infinity(wanted, dtype, integer))
+    right = (best <= limit) | (~held.view(dtype).isfinite().numpy() & _one_bit_from_infinity(wanted, dtype))
     return BitRepair(float(right.mean()), float(level[right].mean()) if right.any() else NAN)
 
 
-def _one_bit_from_infinity(wanted: Array, dtype: torch.dtype, integer: torch.dtype) -> NDArray[np.bool_]:
+def _bits(values: Array, dtype: torch.dtype) -> torch.Tensor:
+    return as_integers(torch.from_numpy(np.ascontiguousarray(values)).to(dtype))
+
+
+def _one_bit_from_infinity(wanted: Array, dtype: torch.dtype) -> NDArray[np.bool_]:
     """Whether a single bit of the exponent is all that keeps the value finite; NaN does not tell its other bits."""
-    held = torch.from_numpy(np.ascontiguousarray(wanted)).to(dtype).view(integer)
+    held = _bits(wanted, dtype)
     found = torch.zeros(held.shape, dtype=torch.bool)
     for bit in range(8 * held.element_size() - 1):
-        pattern = torch.tensor(1, dtype=torch.int64).bitwise_left_shift(bit).to(integer)
-        found |= ~(held ^ pattern).view(dtype).isfinite()
+        found |= ~(held ^ one_bit(bit, dtype)).view(dtype).isfinite()
     result: NDArray[np.bool_] = found.numpy() & np.isfinite(wanted)
     return result

@@ -44,7 +44,7 @@ def _compare(accesses: Sequence[tuple[Read, Read]]) -> CacheIntegrity:
     (filled, _), (added, read), (_, again) = accesses
     stored = [torch.cat((old, new), dim=-2) for old, new in zip(filled, added, strict=True)]
     transfers = [
-        describe_transfer(to_host(put), to_host(got), np.zeros(to_host(put).shape), unit_roundoff(put.dtype))
+        describe_transfer(to_host(put), to_host(got), np.zeros(1), unit_roundoff(put.dtype))
         for put, got in zip(stored, read, strict=True)
     ]
     return CacheIntegrity(

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from srdd.measurements import NAN, Transfer
-from srdd.probes.samples import Array, to_host
+from srdd.probes.samples import Array, to_host, unit_roundoff
 from srdd.probes.transfer import describe_transfer, largest_excess, no_violation
 from srdd.replay.arithmetic import RoundingSpread, WideArithmetic, may_overflow, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
@@ -45,7 +45,7 @@ def compare_call(
     `draws[0]` times, and again with each further number as long as the values still seem to differ. `drift` asks
     whether roundings lean one way, too.
     """
-    replay = replay_module(call, clean, float(torch.finfo(dtype).eps) / 2, seed)
+    replay = replay_module(call, clean, unit_roundoff(dtype), seed)
     lean = rounding_drift(call, clean, replay.exact, replay.actual) if drift else NAN
     own = Comparison(call.name, "", _worst(replay, dtype, draws), lean)
     if own.transfer.violation <= 1:
@@ -60,7 +60,7 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: 
 
     overflowing = may_overflow([*tensors_in(call.args), *tensors_in(call.kwargs)])
     exact = run(WideArithmetic(overflowing))
-    roundoff = float(torch.finfo(dtype).eps) / 2
+    roundoff = unit_roundoff(dtype)
     replay = Replay(
         exact,
         tensors_in(call.result),
@@ -100,7 +100,7 @@ class _Values:
         return largest_excess(self.expected, self.actual, self._allowance(spread))
 
     def transfer(self, spread: Array) -> Transfer:
-        roundoff = float(torch.finfo(self.dtype).eps) / 2
+        roundoff = unit_roundoff(self.dtype)
         return describe_transfer(self.expected, self.actual, self._allowance(spread), roundoff)
 
     def _allowance(self, spread: Array | None) -> Array:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -46,12 +46,16 @@ def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int
     included; a ReplayDivergedError says that this gives other shapes too.
     """
     module = clean.get_submodule(call.name)
-    if isinstance(module, nn.Linear) and not call.children and type(module).forward is nn.Linear.forward:
+    if _is_plain_product(module, call):
         return _replay_linear(call, module, roundoff)
     try:
         return _replay(call, roundoff, seed, partial(_run_own, call, clean, module), _own_values(call))
     except (ReplayDivergedError, RuntimeError):
         return _replay(call, roundoff, seed, partial(_run_whole, call, module), tensors_in(call.output))
+
+
+def _is_plain_product(module: nn.Module, call: ModuleCall) -> TypeGuard[nn.Linear]:
+    return isinstance(module, nn.Linear) and not call.children and type(module).forward is nn.Linear.forward
 
 
 def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: list[torch.Tensor]) -> Replay:
@@ -76,7 +80,7 @@ def run_natively(call: ModuleCall, clean: nn.Module) -> list[torch.Tensor] | Non
     """
     module = clean.get_submodule(call.name)
     x = call.args[0] if call.args else None
-    if isinstance(module, nn.Linear) and not call.children and type(module).forward is nn.Linear.forward:
+    if _is_plain_product(module, call):
         if not isinstance(x, torch.Tensor) or x.element_size() > 2:
             return None
         bias = None if module.bias is None else module.bias.to(x.dtype)

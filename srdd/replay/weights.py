@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from hal.clean_layers import WeightSource
+from hal.raw_bits import as_integers
 from hal.structure import LayerStack
 from srdd.measurements import WeightDamage
-
-_INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ def damaged_weights(parameters: Mapping[str, nn.Parameter], source: WeightSource
 
 
 def _compare(name: str, held: torch.Tensor, stored: torch.Tensor) -> WeightDamage | None:
-    integer = _INTEGER[held.element_size()]
-    difference = held.contiguous().view(integer).bitwise_xor(stored.contiguous().view(integer)).flatten()
+    difference = as_integers(held).bitwise_xor(as_integers(stored)).flatten()
     places = difference.nonzero().flatten()
     if places.numel() == 0:
         return None
