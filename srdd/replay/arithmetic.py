@@ -82,44 +82,63 @@ class OnlyIEEE(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as above
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run `func` as it is."""
-        name = func._schema.name.removeprefix("aten::")
-        self.only = self.only and (func.is_view or name in _EXACT or name in _IEEE)
+        self.only = self.only and (not _rounds(func) or _name(func) in _IEEE)
         return func(*args, **(kwargs or {}))
 
 
 class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as above
-    """Float64 with the device's roundings drawn at random: unit roundoff `roundoff`, drawn by `generator`."""
+    """Float64 with the device's roundings drawn at random by `generator`: unit roundoff `roundoff`. How far each
+    operation may round is worked out in the first run after `restart` and kept for the further ones, which repeat the
+    same operations on values that differ by roundings alone.
+    """
 
     def __init__(self, roundoff: float, generator: torch.Generator, overflowing: bool = False) -> None:
         super().__init__(overflowing)
         self._roundoff = roundoff
         self._generator = generator
+        self._steps: list[tuple[Any, torch.Tensor]] = []
+        self._position = 0
+
+    def restart(self) -> None:
+        """Another run of the same computation begins."""
+        self._position = 0
 
     def finish(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:
         """The result with each of its floating-point tensors disturbed."""
         result = super().finish(func, args, result)
-        name = func._schema.name.removeprefix("aten::")
-        if func.is_view or name in _EXACT:
+        if not _rounds(func):
             return result
         if isinstance(result, torch.Tensor):
-            return self._disturb(name, args, result)
+            return self._disturb(func, args, result)
         if isinstance(result, (tuple, list)):
             return type(result)(
-                self._disturb(name, args, item) if isinstance(item, torch.Tensor) else item for item in result
+                self._disturb(func, args, item) if isinstance(item, torch.Tensor) else item for item in result
             )
         return result
 
-    def _disturb(self, name: str, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
+    def _disturb(self, func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
         if not value.is_floating_point():
             return value
-        disturbed = value * self._signs(value).mul(self._roundoff).add_(1)
-        spread = _accumulation_spread(name, args, value)
+        amount = self._amount(func, args, value)
+        if func._schema.is_mutable:
+            return value.addcmul_(amount, self._signs(value))
+        return value.addcmul(amount, self._signs(value))
+
+    def _amount(self, func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
+        """How far each element of this operation's result may be carried, from the first run if it did the same."""
+        position, self._position = self._position, self._position + 1
+        if position < len(self._steps):
+            known, amount = self._steps[position]
+            if known is func and amount.shape == value.shape:
+                return amount
+        amount = self._roundoff * value.abs()
+        spread = _accumulation_spread(_name(func), args, value)
         if spread is not None:
-            moved = disturbed.addcmul(spread, self._signs(value))
-            disturbed = torch.where(spread.isfinite(), moved, value)
-        if name.endswith("_") and not name.endswith("__"):
-            return value.copy_(disturbed)
-        return disturbed
+            amount = amount.hypot(spread)
+        amount = amount.nan_to_num_(0.0, posinf=0.0)
+        if position == len(self._steps):
+            self._steps.append((func, amount))
+        return amount
 
     def _signs(self, like: torch.Tensor) -> torch.Tensor:
         """+1 or -1 for each element: a window, at a random place, of signs drawn once."""
@@ -129,6 +148,17 @@ class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as 
             return signs.to(like.dtype).mul_(2).sub_(1)
         start = int(torch.randint(_BANK - count, (), generator=self._generator))
         return _sign_bank()[start : start + count].view(like.shape)
+
+
+@functools.cache
+def _name(func: Any) -> str:
+    name: str = func._schema.name
+    return name.removeprefix("aten::")
+
+
+@functools.cache
+def _rounds(func: Any) -> bool:
+    return not (func.is_view or _name(func) in _EXACT)
 
 
 _BANK = 1 << 20
@@ -219,6 +249,7 @@ class RoundingSpread:
     def __call__(self, draws: int) -> list[torch.Tensor]:
         """The deviations from `draws` runs, those already made included."""
         for _ in range(self._drawn, draws):
+            self._arithmetic.restart()
             for total, value, centre in zip(self._squares, self._run(self._arithmetic), self._exact, strict=True):
                 total.add_((value - centre).square())
         self._drawn = max(self._drawn, draws)

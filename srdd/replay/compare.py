@@ -18,8 +18,8 @@ from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_i
 from srdd.replay.drift import rounding_drift
 from srdd.replay.module import Replay, replay_module
 
-DRAWS = (8, 24, 48)
-SURE = 0.5  # a few draws may understate the spread twofold: beyond this they are not trusted, either way
+DRAWS = (8, 24, 48)  # a few draws may understate an element's spread threefold: they may acquit, not accuse
+SURE = 1.0
 # The spread is sampled from runs with every rounding at its largest. Real roundings are uniform below that
 # (a standard deviation sqrt(3) smaller), so 8 of these are about 14 standard deviations of a healthy device.
 WIDTH = 8.0
@@ -80,7 +80,7 @@ def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer
         # Whatever was computed has a spread of one rounding at least, so its share of the whole allowance is known.
         return no_violation(worst * LAST_ROUNDINGS / (LAST_ROUNDINGS + WIDTH), values[0].expected.shape[-1])
     for number in draws:
-        if worst <= SURE:
+        if worst <= 1:
             break
         spreads = [_rows(spread) for spread in replay.spread(number) if spread.numel()]
         worst = max(entry.violation(spread) for entry, spread in zip(values, spreads, strict=True))
