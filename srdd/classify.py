@@ -34,17 +34,24 @@ def layer_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequenc
 def _deterministic_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequence[SiteReplay]) -> str:
     if layer.pass_through and "pass_through" in probes:
         own = [site for site in failed if site.site == layer.site and not site.operator]
-        return transfer_kind([layer.pass_through.transfer, *_transfers(own)])
+        # Replay knows each value that should have come; the probe knows only that the update is small beside it.
+        return transfer_kind(_transfers(own) or [layer.pass_through.transfer])
     if layer.kv_cache and set(probes) == {"kv_cache"}:
         return _cache_kind(layer.kv_cache)
     if failed:
-        kind = transfer_kind(_transfers(failed))
-        return "wrong_constant" if kind == "scale" and _only_when_tiny(failed[0]) else kind
+        return _site_kind(failed)
     if "rounding_drift" in probes:
         return "rounding"
     if "multiplicity" in probes:
         return "saturation"
     return "dead_zone" if "zeros" in probes else "corruption"
+
+
+def _site_kind(failed: Sequence[SiteReplay]) -> str:
+    worst = failed[0]
+    if worst.repeats is False:
+        return _random_kind(worst.transfer.coverage, worst.transfer.size)
+    return "wrong_constant" if worst.constant else transfer_kind(_transfers(failed))
 
 
 def _cache_kind(cache: CacheIntegrity) -> str:
@@ -56,11 +63,6 @@ def _cache_kind(cache: CacheIntegrity) -> str:
 def _transfers(failed: Sequence[SiteReplay]) -> list[Transfer]:
     """How the values of the worst site transfer, under each input that shows it."""
     return [failed[0].transfer, *failed[0].others] if failed else []
-
-
-def _only_when_tiny(site: SiteReplay) -> bool:
-    """Whether the site differs for no input but tiny rows, where an added epsilon matters."""
-    return "tiny" in site.excitation and not site.others and site.transfer.fraction < thresholds.COVERED
 
 
 def stability_kind(stability: Stability, replay: Transfer | None) -> str:
@@ -84,8 +86,8 @@ def _random_kind(touched: float, size: float) -> str:
 
 
 def transfer_kind(entries: Sequence[Transfer]) -> str:
-    """The kind that explains the transfer curves of most of the inputs under which the values violate; "corruption"
-    when none explains at least half of them.
+    """The kind that explains the transfer curves of most of the inputs under which the values violate. When none
+    explains at least half of them: "spike" for a few elements far out under each input, "corruption" otherwise.
     """
     explained = dict.fromkeys(_PRIORITY, 0)
     for entry in entries:
@@ -96,7 +98,13 @@ def transfer_kind(entries: Sequence[Transfer]) -> str:
     elif _same_bit_level(entries):
         explained["stuck_at"] = max(explained["stuck_at"], explained["bit_flip"])
     best = max(_PRIORITY, key=lambda kind: (explained[kind], -_PRIORITY.index(kind)))
-    return best if explained[best] and 2 * explained[best] >= len(entries) else "corruption"
+    if explained[best] and 2 * explained[best] >= len(entries):
+        return best
+    return "spike" if entries and all(_few_far_out(entry) for entry in entries) else "corruption"
+
+
+def _few_far_out(entry: Transfer) -> bool:
+    return entry.coverage < thresholds.SPIKE_CHANGED and abs(entry.offset) > thresholds.SPIKE_HEIGHT
 
 
 def _explanations(entry: Transfer) -> list[str]:

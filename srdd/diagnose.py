@@ -12,7 +12,7 @@ from srdd import thresholds
 from srdd.classify import layer_kind, weight_kind
 from srdd.evidence import Evidence, carries_stream, known_differences, leaning_site, violating_sites, weigh
 from srdd.measurements import LayerMeasurement, Measurements, SiteReplay
-from srdd.suggest import describe_damage, suggestion
+from srdd.suggest import describe_constant, describe_damage, suggestion
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,10 @@ def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: 
     damaged = max(layer.weights or (), key=lambda damage: damage.elements, default=None)
     if damaged is None:
         probes = {entry.probe for entry in alarms}
-        (site, operator), detail = _place(layer, probes, failed), ""
+        site, operator = _place(layer, probes, failed)
         kind = layer_kind(layer, probes, failed)
+        constant = failed[0].constant if failed else None
+        detail = describe_constant(constant) if kind == "wrong_constant" and constant else ""
     else:
         site, operator, detail = damaged.name.rpartition(".")[0], "", describe_damage(damaged)
         kind = weight_kind(damaged)
@@ -111,7 +113,7 @@ def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: 
         label=_label(kind, layer),
         confidence=1 - 0.5 / alarms[0].excess,
         evidence=tuple(alarms),
-        suggestion=suggestion(kind, layer.index, site, detail),
+        suggestion=suggestion(kind, layer.index, site, detail, damaged is not None),
     )
 
 

@@ -125,12 +125,23 @@ class Checksum:
 
 
 @dataclass(frozen=True)
+class WrongConstant:
+    """A module's values are those of its code with the constant `name` at `acting` instead of as `configured`."""
+
+    name: str
+    configured: float
+    acting: float
+
+
+@dataclass(frozen=True)
 class SiteReplay:
     """Host replay of one module or operator below a layer, over all its calls and excitations, the worst of
     them kept. `site` is the module's full name, `operator` the catalogue name of a single operator inside it
     ("" for the module's own result), `excitation` the input under which `transfer` was worst, `depth` how far
     below the layer it lies. `others` are the violating transfers under further inputs. `drift` says how far roundings
     lean one way, towards zero or away from it, in units of what chance allows (NaN where that was not asked).
+    `constant` is the one that explains the values under every input, if there is one; `repeats` says whether the module
+    errs in the same way when the same call is made again (None where that was not asked).
     """
 
     site: str
@@ -140,6 +151,8 @@ class SiteReplay:
     transfer: Transfer
     others: tuple[Transfer, ...] = ()
     drift: float = NAN
+    constant: WrongConstant | None = None
+    repeats: bool | None = None
 
 
 @dataclass(frozen=True)

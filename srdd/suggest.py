@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from srdd.measurements import WeightDamage
+from srdd.measurements import WeightDamage, WrongConstant
 
 _CAUSE = {
     "dead_zone": "small values come back as zero: suspect underflow, a 4-bit format or a flushed subnormal",
     "saturation": "large values are cut off: suspect an overflow mode, a clamp or a narrow accumulator",
     "bias": "a constant is added: suspect a rounding mode, a stale buffer or a wrong bias weight",
     "rounding": "roundings lean one way: suspect truncation instead of rounding to nearest",
-    "wrong_constant": "results are off for tiny inputs only: suspect a wrong epsilon; compare the configurations",
+    "wrong_constant": "another constant explains every value: compare the configurations and the kernel's arguments",
     "noise": "the same input gives another output each time: suspect a race or an unstable unit; check clocks",
     "spike": "single elements jump at random: suspect bit flips; run the vendor's memory test",
     "non_determinism": "runs differ by more than rounding: switch deterministic kernels on and repeat",
@@ -23,16 +23,24 @@ _CAUSE = {
 }
 
 
-def suggestion(kind: str, layer: int, site: str, detail: str = "") -> str:
-    """One sentence on the likely cause, the `detail` of damaged weights where there is one, and what to do next."""
-    if detail:
-        return f"{_CAUSE[kind]}: {detail}. Next: load the weights again and scan again."
+def suggestion(kind: str, layer: int, site: str, detail: str = "", weights: bool = False) -> str:
+    """One sentence on the likely cause, with the `detail` that is known, and what to do next; `weights` says that
+    damaged ones are the cause.
+    """
+    cause = f"{_CAUSE[kind]}: {detail}" if detail else _CAUSE[kind]
+    if weights:
+        return f"{cause}. Next: load the weights again and scan again."
     _, _, part = site.partition(f".{layer}.")
     place = f" --site {part}" if part and part != "kv_cache" else ""
     return (
-        f"{_CAUSE[kind]}. Next: rerun layer {layer} ({site}) in float32 and scan again: "
+        f"{cause}. Next: rerun layer {layer} ({site}) in float32 and scan again: "
         f"python -m srdd verify-fix --layer {layer}{place}"
     )
+
+
+def describe_constant(constant: WrongConstant) -> str:
+    """Which constant the device must have used."""
+    return f"{constant.name} acts as {constant.acting:.6g}, configured is {constant.configured:.6g}"
 
 
 def describe_damage(damage: WeightDamage) -> str:

@@ -53,6 +53,11 @@ def compare_call(
     return [own, *(_compare_operator(entry, dtype, seed, draws) for entry in call.operators)]
 
 
+def within_rounding(replay: Replay, dtype: torch.dtype) -> bool:
+    """Whether every value of the device is within what rounding may do to it."""
+    return _worst(replay, dtype, DRAWS).violation <= 1
+
+
 def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: Sequence[int]) -> Comparison:
     def run(arithmetic: WideArithmetic) -> list[torch.Tensor]:
         with torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH):

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from hal.clean_layers import CleanLayers
 from hal.structure import LayerStack
-from srdd.measurements import SiteReplay, WeightDamage
-from srdd.replay.capture import ModuleCall, map_tensors, record
-from srdd.replay.compare import DRAWS, Comparison, compare_call
-from srdd.replay.module import ReplayDivergedError
+from srdd.measurements import SiteReplay, WeightDamage, WrongConstant
+from srdd.probes.samples import unit_roundoff
+from srdd.replay.capture import ModuleCall, record
+from srdd.replay.compare import DRAWS, Comparison, compare_call, within_rounding
+from srdd.replay.constants import explains, repairing_constant
+from srdd.replay.module import ReplayDivergedError, replay_module
+from srdd.replay.part import amplified_and_tiny, run_part, spiked, unchanged
+from srdd.replay.repeat import errs_alike
 from srdd.replay.weights import damaged_weights, outside
 from srdd.walk import LayerVisit
-
-AMPLIFICATION = -(2.0**6)  # of a submodule's input: larger than its data, and of the other sign
-TINY = 2.0**-10  # root mean square of a row whose square is what normalisations add an epsilon to
 
 
 class HostReplay:
@@ -38,6 +39,8 @@ class HostReplay:
         self._outside = outside(model, stack)
         self._last = len(stack) - 1
         self._found: dict[tuple[str, str], list[tuple[str, Comparison]]] = defaultdict(list)
+        self._wrong: dict[str, list[tuple[float, ModuleCall]]] = defaultdict(list)
+        self._repeats: dict[str, bool] = {}
         self._clean: nn.Module | None = None
         self._own_run: ModuleCall | None = None
 
@@ -53,16 +56,19 @@ class HostReplay:
 
     def excite_submodules(self, visit: LayerVisit) -> int:
         """Run each innermost module of the layer on its own input with rows amplified and rows made tiny, and each
-        direct part on a spiked one, and replay those runs; returns how many times the layer's work was done.
+        direct part on a spiked one, and replay those runs. A module that differs is asked again, to see whether it errs
+        in the same way. Returns how many times the layer's work was done, at most.
         """
         if self._own_run is None:
             return 0
         # Only innermost modules are amplified: an attention whose scores grow by the square is too near a tie to judge.
         for call in [call for call in self._own_run.walk() if not call.children]:
-            self._excite(visit, call, "amplified and tiny part", _amplified_and_tiny)
+            self._excite(visit, call, "amplified and tiny part", amplified_and_tiny)
         for call in self._own_run.children:
-            self._excite(visit, call, "spiked part", _spiked)
-        return 2
+            self._excite(visit, call, "spiked part", spiked)
+        again = [name for name in self._wrong if name]
+        self._repeats = {name: self._errs_alike(visit, self._wrong[name][0][1]) for name in again}
+        return 3 if again else 2
 
     def weights(self, visit: LayerVisit) -> tuple[WeightDamage, ...] | None:
         """The parameters of the layer that differ from the checkpoint, and with the first and the last layer
@@ -80,46 +86,87 @@ class HostReplay:
 
     def finish(self, visit: LayerVisit) -> tuple[SiteReplay, ...]:
         """The worst result of each site of the layer just replayed, the layer's own first."""
-        rows = [_site_replay(visit.site, *place, found) for place, found in self._found.items()]
+        constants = {name: self._constant(visit, wrong) for name, wrong in self._wrong.items()}
+        rows = [
+            _site_replay(visit.site, *place, found, None if place[1] else constants.get(place[0]), self._repeats)
+            for place, found in self._found.items()
+        ]
         self._clean, self._own_run = None, None
         self._found.clear()
+        self._wrong.clear()
+        self._repeats = {}
         return tuple(sorted(rows, key=lambda row: (row.depth, row.site, row.operator)))
 
     def _excite(
         self, visit: LayerVisit, call: ModuleCall, name: str, change: Callable[[torch.Tensor], torch.Tensor]
     ) -> None:
-        part = visit.call.layer.get_submodule(call.name)
-        device = visit.call.stream.device
-        args, kwargs = _with_changed_activation(call, change, device)
-        with record(part) as trees:
-            part(*args, **kwargs)
-        for tree in trees:
-            self._compare_tree(visit, _renamed(tree, call.name), name)
+        for tree in run_part(visit.call.layer, call, visit.call.stream.device, change):
+            self._compare_tree(visit, tree, name)
 
-    def _compare_tree(self, visit: LayerVisit, tree: ModuleCall, excitation: str) -> None:
+    def _errs_alike(self, visit: LayerVisit, call: ModuleCall) -> bool:
+        """Whether a module errs in the same way when it is called again as in `call`."""
+        roundoff, clean = unit_roundoff(visit.call.stream.dtype), self._clean_of(visit)
+        again = run_part(visit.call.layer, call, visit.call.stream.device, unchanged)
+        try:
+            errors = [replay_module(entry, clean, roundoff, self._seed).errors() for entry in (call, *again)]
+        except ReplayDivergedError:
+            return False
+        return errs_alike(*errors)
+
+    def _clean_of(self, visit: LayerVisit) -> nn.Module:
         if self._clean is None:
             self._clean = self._clean_layers.layer(visit.index)
+        return self._clean
+
+    def _compare_tree(self, visit: LayerVisit, tree: ModuleCall, excitation: str) -> None:
+        clean = self._clean_of(visit)
         for call in tree.walk():
             try:
                 draws = DRAWS[:1] if self._accused(call.name) else DRAWS
                 natural = excitation.startswith("repeat")
-                comparisons = compare_call(call, self._clean, visit.call.stream.dtype, self._seed, draws, natural)
+                comparisons = compare_call(call, clean, visit.call.stream.dtype, self._seed, draws, natural)
             except ReplayDivergedError as error:
                 self.notes.append(f"{visit.site}: not replayed under '{excitation}': {error}")
                 continue
             for comparison in comparisons:
                 self._keep(comparison, excitation)
+            violation = comparisons[0].transfer.violation
+            if violation > 1:
+                self._wrong[call.name].append((violation, call))
 
     def _accused(self, name: str) -> bool:
         """Whether the module already differs under another input: then there is no doubt left to draw away."""
-        return any(entry.transfer.violation > 1 for _, entry in self._found.get((name, ""), ()))
+        return name in self._wrong
+
+    def _constant(self, visit: LayerVisit, wrong: list[tuple[float, ModuleCall]]) -> WrongConstant | None:
+        """The constant that explains all the calls of one module that differ by more than rounding, by how much. It is
+        sought where they differ most and a small change of it would show.
+        """
+        calls = [call for _, call in sorted(wrong, key=lambda entry: -entry[0])]
+        clean, dtype = self._clean_of(visit), visit.call.stream.dtype
+        module = clean.get_submodule(calls[0].name)
+        replays = [partial(replay_module, call, clean, unit_roundoff(dtype), self._seed) for call in calls]
+        judge = partial(within_rounding, dtype=dtype)
+        found = repairing_constant(module, replays[0], judge)
+        if found is None or not all(explains(module, found, replay, judge) for replay in replays[1:]):
+            return None
+        return found
 
     def _keep(self, comparison: Comparison, excitation: str) -> None:
         self._found[comparison.name, comparison.operator].append((excitation, comparison))
 
 
-def _site_replay(layer: str, name: str, operator: str, found: list[tuple[str, Comparison]]) -> SiteReplay:
-    """The worst of a place's comparisons, with the transfers of those that violate under other inputs."""
+def _site_replay(
+    layer: str,
+    name: str,
+    operator: str,
+    found: list[tuple[str, Comparison]],
+    constant: WrongConstant | None,
+    repeats: Mapping[str, bool],
+) -> SiteReplay:
+    """The worst of a place's comparisons, with the transfers of those that violate under other inputs, the constant
+    that explains them, and whether the module errs alike each time.
+    """
     excitation, worst = max(found, key=lambda entry: entry[1].transfer.violation)
     others = [entry.transfer for _, entry in found if entry is not worst and entry.transfer.violation > 1]
     return SiteReplay(
@@ -130,58 +177,6 @@ def _site_replay(layer: str, name: str, operator: str, found: list[tuple[str, Co
         transfer=worst.transfer,
         others=tuple(others),
         drift=max((entry.drift for _, entry in found if not math.isnan(entry.drift)), default=math.nan),
+        constant=constant,
+        repeats=repeats.get(name),
     )
-
-
-def _with_changed_activation(
-    call: ModuleCall, change: Callable[[torch.Tensor], torch.Tensor], device: torch.device
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call's arguments back on the device, the first floating-point tensor changed."""
-    changed = False
-
-    def restore(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal changed
-        if tensor.is_floating_point() and tensor.dim() >= 2 and not changed:
-            changed = True
-            tensor = change(tensor)
-        return tensor.to(device)
-
-    kwargs = call.kwargs
-    if "hidden_states" in kwargs:  # as modules name their input; other keyword tensors are masks and positions
-        kwargs = {"hidden_states": kwargs["hidden_states"], **kwargs}
-    if call.args:
-        args = map_tensors(call.args, restore)
-        return args, map_tensors(kwargs, restore)
-    return (), map_tensors(kwargs, restore)
-
-
-def _amplified_and_tiny(x: torch.Tensor) -> torch.Tensor:
-    """Three rows of four amplified, each fourth made so small that a wrong epsilon shows."""
-    wide = x.float()
-    top = float(wide.abs().max())
-    scale = AMPLIFICATION
-    while abs(scale) * top > torch.finfo(x.dtype).max / 64 and abs(scale) > 1:
-        scale /= 2
-    result = (wide * scale).reshape(-1, x.shape[-1])
-    rows = wide.reshape(-1, x.shape[-1])[1::4]
-    result[1::4] = rows * (TINY / rows.square().mean(-1, keepdim=True).sqrt().clamp_min(TINY))
-    return result.reshape(x.shape).to(x.dtype)
-
-
-def _spiked(x: torch.Tensor) -> torch.Tensor:
-    """Each row with one element far above the rest, another one in each row: after a normalisation, the largest
-    value it can give.
-    """
-    top = min(2.0**6 * max(float(x.float().abs().max()), 1.0), torch.finfo(x.dtype).max / 64)
-    rows = x.clone().reshape(-1, x.shape[-1])
-    rows[torch.arange(rows.shape[0]), torch.arange(rows.shape[0]) % rows.shape[1]] = top
-    return rows.reshape(x.shape)
-
-
-def _renamed(tree: ModuleCall, prefix: str) -> ModuleCall:
-    """The tree with names below the layer instead of below the part that was recorded."""
-    for call in tree.walk():
-        call.name = f"{prefix}.{call.name}" if call.name else prefix
-        for entry in call.operators:
-            entry.module = call.name
-    return tree

@@ -39,6 +39,10 @@ class Replay:
         """Each exact value with the device's."""
         return zip(self.exact, self.actual, strict=True)
 
+    def errors(self) -> list[torch.Tensor]:
+        """What the device's values are off by, in float64; zero where that is not a number."""
+        return [torch.nan_to_num(actual.double() - exact, posinf=0.0, neginf=0.0) for exact, actual in self.pairs()]
+
 
 def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -> Replay:
     """Replay the module of `call` on its clean copy inside the layer `clean`. Where the copy's calls do not

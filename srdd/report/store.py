@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -29,6 +29,7 @@ from srdd.measurements import (
     Stability,
     Transfer,
     WeightDamage,
+    WrongConstant,
 )
 
 SCHEMA = "srdd-report/1"
@@ -191,8 +192,11 @@ def _stability_from(values: dict[str, Any] | None) -> Stability | None:
 
 def _site_from(values: dict[str, Any]) -> SiteReplay:
     others = tuple(Transfer(**_with_nan(entry)) for entry in values["others"])
+    constant = values.get("constant")
     site: SiteReplay = _with_transfer(SiteReplay, {**values, "others": others})
-    return site
+    return replace(
+        site, constant=None if constant is None else WrongConstant(**constant), repeats=values.get("repeats")
+    )
 
 
 def _weight_from(entry: dict[str, Any]) -> WeightDamage:

@@ -10,7 +10,7 @@ from srdd.measurements import Stability, Transfer
 from tests.srdd.conftest import BIASED, CLAMPED, CLEAN, DEAD
 
 ANY = st.floats(allow_nan=True, allow_infinity=True)
-KINDS = {"stuck_at", "bit_flip", "dead_zone", "saturation", "bias", "scale", "sign_flip", "corruption"}
+KINDS = {"spike", "stuck_at", "bit_flip", "dead_zone", "saturation", "bias", "scale", "sign_flip", "corruption"}
 
 
 def stability(spread, changed):
@@ -60,6 +60,8 @@ SCALED = replace(BIASED, offset=0.1, offset_spread=5.0, ratio=1.5, ratio_spread=
         (replace(SCALED, ratio=-2.0), "scale"),
         (replace(SCALED, ratio_spread=3.0), "corruption"),
         (replace(BIASED, coverage=0.1), "corruption"),
+        (replace(BIASED, coverage=0.01, offset=-40.0), "spike"),
+        (replace(BIASED, coverage=0.01, offset=2.0), "corruption"),
     ],
 )
 def test_what_a_transfer_curve_looks_like(transfer, kind):

@@ -1,0 +1,37 @@
+"""A random fault inside a layer is told from one that errs in the same way each time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import srdd
+from srdd.faults import Fault, simulate
+from srdd.replay.repeat import errs_alike
+
+ERROR = torch.randn(64, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+OTHER = torch.randn(64, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("second", "alike"),
+    [(ERROR, True), (ERROR + 0.1 * OTHER, True), (OTHER, False), (-ERROR, False), (0 * ERROR, False)],
+)
+def test_two_errors_are_alike_when_they_change_by_less_than_half(second, alike):
+    assert errs_alike([ERROR], [second]) is alike
+
+
+def test_errors_of_other_shapes_are_not_alike():
+    assert not errs_alike([ERROR], [ERROR[1:]])
+
+
+@pytest.mark.parametrize("site", ["self_attn.v_proj", "self_attn", "mlp.act_fn", "mlp.down_proj"])
+@pytest.mark.parametrize(("kind", "repeats"), [("noise", False), ("spike", False), ("bias", True), ("scale", True)])
+def test_a_random_fault_in_a_tenth_of_a_modules_units_keeps_its_kind(make_model, site, kind, repeats):
+    model = make_model("qwen2", layers=2, dtype=torch.bfloat16)
+    with simulate(model, [Fault(kind, 1, site=site, sparsity=0.1, seed=5)]):
+        report = srdd.scan(model)
+    (finding,) = report.findings
+    assert (finding.site, finding.kind) == (f"model.layers.1.{site}", kind)
+    (row,) = [row for row in report.measurements.layers[1].replay if row.transfer.violation > 1 and not row.operator]
+    assert row.repeats is repeats
