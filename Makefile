@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN     = $(BIN)/python -m
 
-.PHONY: demo test lint types imports unit conformance conformance-table test-npu test-vllm test-verl test-trl test-slow clean
+.PHONY: demo test lint types imports unit conformance conformance-table conformance-agree test-npu test-vllm test-verl test-trl test-slow clean
 
 demo: $(VENV)/installed
 	$(RUN) hal
@@ -42,6 +42,21 @@ conformance-table: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(PYTHON) tests/npu/environment.py run python -m conformance run --backend npu --json build/npu.json; \
 	    test $$? -le 1
 	$(RUN) conformance table build/cpu-reference.json build/npu.json --markdown docs/conformance.md --note $(SIMULATED)
+
+# Do the host and the simulated npu agree under every standard? After conformance-table; the strictest level names what
+# wants many draws.
+NPU_RUN = OMP_NUM_THREADS=1 $(PYTHON) tests/npu/environment.py run
+conformance-agree: $(VENV)/installed-dev
+	$(RUN) conformance compare build/cpu-reference.json build/npu.json --standard ascend-dual-l2 \
+	    --recheck-list build/waiting.txt --quiet || test $$? -eq 1
+	OMP_NUM_THREADS=1 $(RUN) conformance run --backend cpu-reference --cases @build/waiting.txt --seeds 1000 \
+	    --quiet --json build/cpu-reference-recheck.json
+	$(NPU_RUN) python -m conformance run --backend npu --cases @build/waiting.txt --seeds 1000 \
+	    --quiet --json build/npu-recheck.json
+	for standard in bound ulp ascend-single mixed-2026 ascend-dual-l0 ascend-dual-l1 ascend-dual-l2; do \
+	    echo $$standard; $(RUN) conformance compare build/cpu-reference.json build/npu.json --standard $$standard \
+	        --recheck build/cpu-reference-recheck.json --recheck build/npu-recheck.json --quiet || exit 1; \
+	done
 
 test-slow: $(VENV)/installed-dev
 	$(RUN) pytest -m "slow and not npu and not gpu and not engine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -158,7 +159,8 @@ def _identity(target: TorchBackend, plan: Plan) -> dict[str, str]:
     with target.numeric_mode(NumericMode(deterministic=True)):
         environment = describe(target)
     names = journal.fingerprint(case.name for case in plan.cases)
-    return {"backend": target.name, "cases": names, "seeds": str(plan.seeds), **environment}
+    code = journal.code_fingerprint(Path(inspect.getfile(type(target))))
+    return {"backend": target.name, "cases": names, "seeds": str(plan.seeds), "code": code, **environment}
 
 
 def _patterns(given: Sequence[str]) -> list[str]:

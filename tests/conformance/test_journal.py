@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from conformance import cli, runner
+from conformance import cli, journal, runner
 from conformance.cases import choose
 from conformance.cli import main
 
@@ -53,8 +53,8 @@ def test_it_goes_on_with_the_rest(stopped, monkeypatch):
 
 
 def test_a_line_cut_off_is_dropped_and_its_case_run_again(stopped):
-    journal = stopped.parent / "r.json.journal"
-    journal.write_text(journal.read_text()[:-40])
+    written = stopped.parent / "r.json.journal"
+    written.write_text(written.read_text()[:-40])
     assert main([*RUN, str(stopped)]) == 0
     assert len(json.loads(stopped.read_text())["cases"]) == 3
 
@@ -78,5 +78,12 @@ def test_the_journal_of_another_run_is_refused(stopped, capsys, change):
 def test_the_journal_of_another_device_is_refused(stopped, capsys, monkeypatch):
     original = cli.describe
     monkeypatch.setattr(cli, "describe", lambda backend: original(backend) | {"device_name": "another"})
+    assert main([*RUN, str(stopped)]) == 2
+    assert "is of another run" in capsys.readouterr().err
+
+
+def test_the_journal_of_other_code_is_refused(stopped, capsys, monkeypatch):
+    original = journal.code_fingerprint
+    monkeypatch.setattr(journal, "code_fingerprint", lambda *files: original(*files) + "0")
     assert main([*RUN, str(stopped)]) == 2
     assert "is of another run" in capsys.readouterr().err

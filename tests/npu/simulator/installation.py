@@ -26,7 +26,7 @@ def install() -> int:
     torch.ops.load_library(os.environ[LIBRARY_VARIABLE])
     replaced = int(torch.ops.npu_sim.install_kernels(_computed_on_host()))
     # Their operators can be named only now: these modules register kernels when they are imported.
-    from simulator import attention, fused_ops, layer_norm_backward, matmul_backward, switches  # noqa: F401
+    from simulator import attention, fused_ops, layer_norm, matmul_backward, switches  # noqa: F401
 
     switches.follow_vendor()
     return replaced
