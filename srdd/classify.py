@@ -15,6 +15,7 @@ _PRIORITY = (
     "saturation",
     "sign_flip",
     "bit_flip",
+    "non_finite",
     "bias",
     "scale",
 )
@@ -38,8 +39,13 @@ def _deterministic_kind(layer: LayerMeasurement, probes: Collection[str], failed
         return transfer_kind(_transfers(own) or [layer.pass_through.transfer])
     if layer.kv_cache and set(probes) == {"kv_cache"}:
         return _cache_kind(layer.kv_cache)
-    if failed:
-        return _site_kind(failed)
+    return _site_kind(failed) if failed else _unreplayed_kind(layer, probes)
+
+
+def _unreplayed_kind(layer: LayerMeasurement, probes: Collection[str]) -> str:
+    """The kind of a fault that host replay does not show."""
+    if layer.checksum and "checksum" in probes and not layer.checksum.finite:
+        return "non_finite"
     if "rounding_drift" in probes:
         return "rounding"
     if "multiplicity" in probes:
@@ -124,6 +130,8 @@ def _explanations(entry: Transfer) -> list[str]:
         kinds.append("saturation")
     if entry.one_bit > thresholds.PURE:
         kinds.append("bit_flip")
+    if entry.not_finite > thresholds.PURE:
+        kinds.append("non_finite")
     if whole and entry.offset_spread < thresholds.SPREAD:
         kinds.append("bias")
     if whole and entry.ratio_spread < thresholds.SPREAD and entry.zeroed <= thresholds.PURE:

@@ -35,7 +35,8 @@ from srdd.prompts import read_prompts
 from srdd.report import Report, load_report
 from srdd.report.output import write_report
 from srdd.report.text import print_report
-from srdd.scan import require_options, scan
+from srdd.scan import require_options, require_trials, scan
+from srdd.trials import TRIALS
 from srdd.verify_fix.command import verify_fix_command
 
 PROGRAM = "python -m srdd"
@@ -74,6 +75,9 @@ def scan_command(
     prompts: PromptsOption = None,
     level: Annotated[str, typer.Option(help="quick: probes on the device only; full: with host replay.")] = "full",
     probes: Annotated[str, typer.Option(help="Comma-separated probes.")] = ",".join(PROBES),
+    trials: Annotated[
+        int, typer.Option(help="Runs of each layer on its own input: more find faults that come and go.")
+    ] = TRIALS,
     inject: InjectOption = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Hold one layer at a time, for models larger than memory.")
@@ -87,6 +91,7 @@ def scan_command(
     target = get_backend(backend, device)
     chosen = [name for name in probes.split(",") if name]
     require_options(level, chosen)
+    require_trials(trials)
     parse_dtype(dtype)
     faults = [parse_fault(text) for text in inject or []]
     texts = read_prompts(prompts) if prompts else None
@@ -106,6 +111,7 @@ def scan_command(
             chosen,
             checkpoint=loaded.directory,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
+            trials=trials,
         )
     require_acted(active)
     write_report(report, json, html)

@@ -9,7 +9,6 @@ import torch
 
 from hal.noise import normal, stream_key
 
-REPEATS = 2
 PERTURBATION = 0.1  # of std(input), the documents' value
 OFFSET = 50.0  # in std(input); the documents' +50 for a stream of unit variance
 AMPLIFICATION_BITS = 16
@@ -27,13 +26,13 @@ class Excitation:
     size: float
 
 
-def excitations(stream: torch.Tensor, layer: int, seed: int) -> Iterator[Excitation]:
-    """The inputs derived from a layer's own `stream`, one at a time so that one is in memory at a time:
-    `REPEATS` repetitions, a small random perturbation, an offset each way, and an amplification by a power of
+def excitations(stream: torch.Tensor, layer: int, seed: int, repeats: int) -> Iterator[Excitation]:
+    """The inputs derived from a layer's own `stream`, one at a time so that one is in memory at a time: as many
+    `repeats`, a small random perturbation, an offset each way, and an amplification by a power of
     two, which is exact. A constant stream has no scale of its own and is only repeated. Offsets and scales stay
     below the square root of the dtype's range, because normalisation squares its input.
     """
-    for trial in range(REPEATS):
+    for trial in range(repeats):
         yield Excitation(f"repeat_{trial}", stream, 0.0)
     wide = stream.float()
     std = float(wide.std(correction=0))

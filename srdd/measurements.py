@@ -21,7 +21,7 @@ class Transfer:
     mean square deviation over that of the expected values. Further, of the violating elements: the share `constant`
     at one signed value, whether they are `diverse` (several, expected to differ as much as all do), and the share
     that turning over `one_bit` repairs, whose mean level is `bit_level`; `spared_large` says whether larger elements
-    of the same units came through.
+    of the same units came through; and the share that is `not_finite`.
     """
 
     violation: float
@@ -42,6 +42,7 @@ class Transfer:
     one_bit: float = 0.0
     bit_level: float = NAN
     spared_large: bool = False
+    not_finite: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,12 @@ class CacheIntegrity:
 @dataclass(frozen=True)
 class Checksum:
     """The row sums of one module's matrix product, on the device: the largest `residual` of a row over what rounding
-    explains.
+    explains, and whether all of them are `finite`.
     """
 
     site: str
     residual: float
+    finite: bool = True
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from srdd.prompts import DEFAULT, require_prompts
 from srdd.replay.host import HostReplay
 from srdd.report.model import Report
 from srdd.threads import host_threads
+from srdd.trials import TRIALS
 from srdd.walk import LayerVisit, Walk
 
 LEVELS = ("quick", "full")
@@ -44,16 +45,19 @@ def scan(
     seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
+    trials: int = TRIALS,
 ) -> Report:
     """Scan a loaded model where it lies, with whatever hooks or damage it has, and report. `backend` must be
     the one the model is on. `prompts` are the texts to feed (built-in ones by default; drawn token ids when
     `tokenizer` is None). `level` is "quick" for the probes on the device or "full" to add host replay.
     `checkpoint` is the directory from which replay takes clean weights, so that damaged device memory shows;
-    without it they are the model's own. `progress(done, total)` is called after each layer. The model is left
-    as it was. Raises UsageError for bad arguments and ModelError when the model has no repeated layers or is
+    without it they are the model's own. `progress(done, total)` is called after each layer. `trials` is how often
+    each layer runs on its own input, at least twice: more find faults that come and go. The model is left as it was.
+    Raises UsageError for bad arguments and ModelError when the model has no repeated layers or is
     elsewhere.
     """
     require_options(level, probes)
+    require_trials(trials)
     target = (get_backend(backend) if isinstance(backend, str) else backend).for_model(model)
     ids = pack(tokenizer, require_prompts(list(prompts) if prompts is not None else list(DEFAULT), "prompts"), model)
     stack = find_layer_stack(model)
@@ -64,7 +68,7 @@ def scan(
     ):
         if level == "full":
             replay = HostReplay(model, stack, Path(checkpoint) if checkpoint else None, seed)
-        return _Scan(model, stack, target, ids, tuple(probes), replay, seed, progress).run()
+        return _Scan(model, stack, target, ids, tuple(probes), replay, seed, progress, trials).run()
 
 
 def scan_checkpoint(
@@ -77,15 +81,19 @@ def scan_checkpoint(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     progress: Progress | None = None,
+    trials: int = TRIALS,
 ) -> Report:
     """Scan the checkpoint in `directory` without ever holding more of it than what lies outside its layers, and one
     layer. The measurements are those of `scan`, whose arguments these are; `dtype` and `trust_remote_code` are
     those of `hal.models.load_model`.
     """
     require_options(level, probes)
+    require_trials(trials)
     target = get_backend(backend) if isinstance(backend, str) else backend
     loaded = stream_model(directory, target, dtype, trust_remote_code)
-    return scan(loaded.model, loaded.tokenizer, target, prompts, level, probes, seed, loaded.directory, progress)
+    return scan(
+        loaded.model, loaded.tokenizer, target, prompts, level, probes, seed, loaded.directory, progress, trials
+    )
 
 
 def require_options(level: str, probes: Sequence[str]) -> None:
@@ -95,6 +103,12 @@ def require_options(level: str, probes: Sequence[str]) -> None:
     unknown = sorted(set(probes) - set(PROBES))
     if unknown or not probes:
         raise UsageError(f"unknown probes {', '.join(unknown) or '(none given)'}: choose from {', '.join(PROBES)}")
+
+
+def require_trials(trials: int) -> None:
+    """Raise UsageError for fewer than two runs of each layer on its own input."""
+    if trials < 2:
+        raise UsageError(f"{trials} trials compare nothing: give 2 or more runs of each layer on its own input")
 
 
 def _require_one_stream(model: nn.Module) -> None:
@@ -118,6 +132,7 @@ class _Scan:
         replay: HostReplay | None,
         seed: int,
         progress: Progress | None,
+        trials: int,
     ) -> None:
         self._model = model
         self._stack = stack
@@ -127,6 +142,7 @@ class _Scan:
         self._replay = replay
         self._seed = seed
         self._progress = progress
+        self._trials = trials
         self._rows: list[LayerMeasurement] = []
         self._hidden = 0
 
@@ -169,7 +185,7 @@ class _Scan:
 
     def _visit(self, visit: LayerVisit) -> None:
         self._hidden = int(visit.call.stream.shape[-1])
-        self._rows.append(measure_layer(visit, self._probes, self._seed, self._replay))
+        self._rows.append(measure_layer(visit, self._probes, self._seed, self._replay, self._trials))
         if self._progress is not None:
             self._progress(len(self._rows), len(self._stack))
 

@@ -46,9 +46,9 @@ class LayerVisit:
         """Whether every value of the layer's output is finite."""
         return bool(torch.isfinite(self.output).all())
 
-    def excitations(self, seed: int) -> Iterator[Excitation]:
-        """The inputs derived from this layer's own stream, one at a time."""
-        return excitations(self.call.stream, self.index, seed)
+    def excitations(self, seed: int, repeats: int) -> Iterator[Excitation]:
+        """The inputs derived from this layer's own stream, one at a time, the first `repeats` that stream itself."""
+        return excitations(self.call.stream, self.index, seed, repeats)
 
     def respond(self, excitation: Excitation) -> Response:
         """Run the layer, hooks and faults included, on an excitation."""

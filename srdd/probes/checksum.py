@@ -25,7 +25,7 @@ def watch_products(layer: nn.Module, site: str) -> Iterator[list[Checksum]]:
 
     def check(name: str) -> Any:
         def hook(module: nn.Linear, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            found.append(Checksum(f"{site}.{name}", _worst_row(module, args[0], output)))
+            found.append(_worst_row(f"{site}.{name}", module, args[0], output))
 
         return hook
 
@@ -36,9 +36,10 @@ def watch_products(layer: nn.Module, site: str) -> Iterator[list[Checksum]]:
         yield found
 
 
-def _worst_row(module: nn.Linear, x: torch.Tensor, y: torch.Tensor) -> float:
+def _worst_row(site: str, module: nn.Linear, x: torch.Tensor, y: torch.Tensor) -> Checksum:
     if not y.numel():  # an expert to which no token was routed
-        return 0.0
+        return Checksum(site, 0.0)
     checked = matmul_checksum(x, module.weight, y, module.bias, SIGMAS)
     share = (checked.residual.abs() / checked.bound.clamp_min(torch.finfo(torch.float32).tiny)).max()
-    return float(share.nan_to_num(nan=1e12, posinf=1e12).clamp(max=1e12))
+    residual = float(share.nan_to_num(nan=1e12, posinf=1e12).clamp(max=1e12))
+    return Checksum(site, residual, bool(share.isfinite()))

@@ -14,6 +14,7 @@ from srdd.probes.samples import LayerSamples, Sample, to_host, unit_roundoff
 from srdd.probes.shape import measure_shape
 from srdd.probes.stability import measure_stability
 from srdd.replay.host import HostReplay
+from srdd.trials import TRIALS
 from srdd.walk import LayerVisit
 
 # The documents' names of the probes, each with the group it is measured in.
@@ -44,14 +45,19 @@ _REPLAYED = ("repeat_0", "offset_up", "offset_down", "amplified")
 
 
 def measure_layer(
-    visit: LayerVisit, probes: Collection[str], seed: int, replay: HostReplay | None = None
+    visit: LayerVisit,
+    probes: Collection[str],
+    seed: int,
+    replay: HostReplay | None = None,
+    trials: int = TRIALS,
 ) -> LayerMeasurement:
-    """Run the excitations that `probes` and `replay` need and measure. A layer whose values are not all finite
-    is reported as such; it is replayed under its own input, but not probed.
+    """Run the excitations that `probes` and `replay` need and measure, with `trials` runs on the layer's own input, the
+    model's own included. A layer whose values are not all finite is reported as such; it is replayed under its own
+    input, but not probed.
     """
     groups = {_GROUP[probe] for probe in probes}
     finite = visit.finite_input and visit.finite_output
-    samples = _sample(visit, groups if finite else set(), seed, replay if visit.finite_input else None)
+    samples = _sample(visit, groups if finite else set(), seed, replay if visit.finite_input else None, trials)
     weights = replay.weights(visit) if replay else None
     sites = replay.finish(visit) if replay else None
     if not finite:
@@ -74,10 +80,12 @@ def measure_layer(
     )
 
 
-def _sample(visit: LayerVisit, groups: Collection[str], seed: int, replay: HostReplay | None) -> LayerSamples:
+def _sample(
+    visit: LayerVisit, groups: Collection[str], seed: int, replay: HostReplay | None, trials: int
+) -> LayerSamples:
     wanted = tuple(prefix for group in groups for prefix in _NEEDS[group])
     samples = LayerSamples(to_host(visit.call.stream), to_host(visit.output), unit_roundoff(visit.call.stream.dtype))
-    for excitation in visit.excitations(seed):
+    for excitation in visit.excitations(seed, trials - 1):
         replayed = replay is not None and excitation.name in _REPLAYED
         if replayed or excitation.name.startswith(wanted):
             with ExitStack() as watched:
@@ -86,7 +94,7 @@ def _sample(visit: LayerVisit, groups: Collection[str], seed: int, replay: HostR
                 if replay and replayed:
                     watched.enter_context(replay.recording(visit, excitation.name))
                 output = visit.respond(excitation).output
-            samples.others[excitation.name] = Sample(to_host(excitation.stream), to_host(output), excitation.size)
+            samples.add(excitation.name, Sample(to_host(excitation.stream), to_host(output), excitation.size))
     if replay is not None:
         visit.runs += replay.excite_submodules(visit)
     return samples

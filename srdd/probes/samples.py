@@ -14,6 +14,7 @@ from srdd.measurements import Checksum
 
 Array = NDArray[np.float64]
 
+_REPEAT = "repeat_"
 TINY = 1.17549435e-38  # smallest normal float32: keeps a ratio to an all-zero tensor defined
 
 
@@ -30,7 +31,8 @@ class Sample:
 class LayerSamples:
     """Everything sampled at one layer: its own input `stream` and `output`, [rows, hidden], and the further
     samples by the excitation's name, the checksums of its `products`. `unit_roundoff` is half the spacing of the
-    dtype at 1.
+    dtype at 1. Of runs that repeat the layer's own input, those equal to `output` bit for bit are only counted, as
+    `equal_repeats`, so that many of them take no memory.
     """
 
     stream: Array
@@ -38,15 +40,23 @@ class LayerSamples:
     unit_roundoff: float
     others: dict[str, Sample] = field(default_factory=dict)
     products: list[Checksum] = field(default_factory=list)
+    equal_repeats: int = 0
 
     @property
     def update(self) -> Array:
         """What the layer added to its stream."""
         return self.output - self.stream
 
-    def repeats(self) -> list[Sample]:
-        """The samples that repeat the layer's own input."""
-        return [sample for name, sample in self.others.items() if name.startswith("repeat_")]
+    def add(self, name: str, sample: Sample) -> None:
+        """Keep a sample under the name of its excitation."""
+        if name.startswith(_REPEAT) and np.array_equal(sample.output, self.output, equal_nan=True):
+            self.equal_repeats += 1
+        else:
+            self.others[name] = sample
+
+    def different_repeats(self) -> list[Sample]:
+        """The samples that repeat the layer's own input and gave another output."""
+        return [sample for name, sample in self.others.items() if name.startswith(_REPEAT)]
 
 
 def to_host(tensor: torch.Tensor) -> Array:

@@ -18,7 +18,10 @@ def measure_stability(samples: LayerSamples) -> Stability:
     another order of summation may cause: unit roundoff times (|output| + |input| + rms(update)) of that
     element; one that is not finite exceeds any bound.
     """
-    first, repeats = samples.output, samples.repeats()
+    first, repeats = samples.output, samples.different_repeats()
+    trials = 1 + samples.equal_repeats + len(repeats)
+    if not repeats:
+        return Stability(trials, spread=0.0, unit=0.0, element=0.0, changed=0.0)
     differences = [_finite(repeat.output - first) for repeat in repeats]
     allowance = samples.unit_roundoff * (np.abs(first) + np.abs(samples.stream) + np.sqrt(np.mean(samples.update**2)))
     allowance = np.maximum(allowance, TINY)
@@ -27,9 +30,10 @@ def measure_stability(samples: LayerSamples) -> Stability:
     spread = max(float(np.std(difference)) for difference in differences)
     moved = np.max(scaled, axis=0) > 1
     concerned = moved.any(axis=0)
-    glitch = _glitch([first, *(repeat.output for repeat in repeats)], allowance, samples.unit_roundoff)
+    agreed = first if samples.equal_repeats else None
+    glitch = _glitch([first, *(repeat.output for repeat in repeats)], agreed, allowance, samples.unit_roundoff)
     return Stability(
-        trials=len(repeats) + 1,
+        trials=trials,
         spread=spread / max(float(np.std(first)), TINY),
         unit=float(unit.max()),
         element=float(np.max(scaled)),
@@ -38,9 +42,10 @@ def measure_stability(samples: LayerSamples) -> Stability:
     )
 
 
-def _glitch(runs: list[Array], allowance: Array, roundoff: float) -> Transfer | None:
-    """The run furthest from the two that agree bit for bit; None where no two do."""
-    agreed = next((one for one, other in combinations(runs, 2) if np.array_equal(one, other, equal_nan=True)), None)
+def _glitch(runs: list[Array], agreed: Array | None, allowance: Array, roundoff: float) -> Transfer | None:
+    """The run furthest from what several `agreed` on, or from the two that agree bit for bit; None where no two do."""
+    if agreed is None:
+        agreed = next((one for one, other in combinations(runs, 2) if np.array_equal(one, other, equal_nan=True)), None)
     if agreed is None:
         return None
     transfers = [describe_transfer(agreed, run, allowance, roundoff) for run in runs]

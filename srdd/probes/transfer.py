@@ -52,6 +52,7 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array, roundoff
         one_bit=repaired.share,
         bit_level=repaired.level,
         spared_large=bool(others.size and others.max() > np.abs(x).max()),
+        not_finite=float((~np.isfinite(y)).mean()),
     )
 
 

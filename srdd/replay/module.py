@@ -28,12 +28,13 @@ class ReplayDivergedError(HalError):
 class Replay:
     """One module call on the host: `exact` float64 values, first the inputs handed to each submodule, then the
     output; `actual`, the device's values of the same shapes; and `spread(draws)`, the rounding spread of each,
-    drawn when asked for.
+    drawn when asked for. `spoilt` says that it was given values that are not finite.
     """
 
     exact: list[torch.Tensor]
     actual: list[torch.Tensor]
     spread: Callable[[int], list[torch.Tensor]]
+    spoilt: bool = False
 
     def pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Each exact value with the device's."""
@@ -63,11 +64,13 @@ def _is_plain_product(module: nn.Module, call: ModuleCall) -> TypeGuard[nn.Linea
 
 
 def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: list[torch.Tensor]) -> Replay:
-    overflowing = may_overflow([*tensors_in(call.args), *tensors_in(call.kwargs), *actual])
+    given = [*_handed(call), *(tensor for child in call.children for tensor in tensors_in(child.output))]
+    overflowing = may_overflow([*_handed(call), *actual])
     exact = run(WideArithmetic(overflowing))
     if len(exact) != len(actual) or any(a.shape != b.shape for a, b in zip(exact, actual, strict=True)):
         raise ReplayDivergedError(f"'{call.name}' gives other tensors on the host than on the device")
-    return Replay(exact, actual, RoundingSpread(run, exact, roundoff, seed, overflowing))
+    spoilt = not all(bool(tensor.isfinite().all()) for tensor in given)
+    return Replay(exact, actual, RoundingSpread(run, exact, roundoff, seed, overflowing), spoilt)
 
 
 def _run_own(call: ModuleCall, clean: nn.Module, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:

@@ -12,6 +12,7 @@ from srdd.report.model import Report
 from srdd.report.number import number
 from srdd.report.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Plot, limits_in_words, plot_of
 from srdd.report.series import Series, series_of
+from srdd.trials import describe_trials, trials_of
 
 _FRAME = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
 
@@ -53,6 +54,7 @@ def render_html(report: Report) -> str:
         rows=_rows(report, all_series),
         tiles=_tiles(report),
         closest=_closest(report, all_series),
+        trials=_trials(report),
         times_over=_times_over,
         frame=_FRAME,
     )
@@ -95,6 +97,11 @@ def _tiles(report: Report) -> list[tuple[str, str]]:
         ("wall time", f"{cost.wall_s:.1f} s"),
         ("peak memory", f"{memory / 2**20:.0f} MiB" if memory is not None else "not known"),
     ]
+
+
+def _trials(report: Report) -> str:
+    trials = trials_of(report.measurements)
+    return f"{trials} {describe_trials(trials, report.level == 'full')}." if trials else ""
 
 
 def _closest(report: Report, all_series: list[Series]) -> str:

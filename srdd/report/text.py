@@ -15,6 +15,7 @@ from srdd.diagnose import Finding, kurtosis_edges
 from srdd.measurements import LayerMeasurement
 from srdd.report.model import Report
 from srdd.report.number import number
+from srdd.trials import describe_trials, trials_of
 
 _COLUMNS = (
     "layer",
@@ -108,6 +109,8 @@ def _statistics(report: Report) -> list[RenderableType]:
     cost = report.cost
     memory = f", peak memory {cost.peak_memory_bytes / 2**20:.0f} MiB" if cost.peak_memory_bytes else ""
     lines.append(f"  cost      {cost.forward_equivalents:8.2f}   forward equivalents, {cost.wall_s:.1f} s{memory}")
+    if trials := trials_of(report.measurements):
+        lines.append(f"  trials    {trials:8d}   {describe_trials(trials, report.level == 'full')}")
     lines.extend(f"  note      {note}" for note in report.diagnosis.notes)
     return [Text("\n".join(lines))]
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srdd.excitation import AMPLIFICATION_BITS, OFFSET, PERTURBATION, REPEATS, excitations
+from srdd.excitation import AMPLIFICATION_BITS, OFFSET, PERTURBATION, excitations
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ALL = ["repeat_0", "repeat_1", "perturbed", "offset_up", "offset_down", "amplified"]
@@ -13,8 +13,8 @@ def stream(dtype=torch.float32, scale=1.0, seed=0, shape=(4, 16, 64)):
     return (scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
 
 
-def by_name(x, layer=3, seed=0):
-    return {entry.name: entry for entry in excitations(x, layer, seed)}
+def by_name(x, layer=3, seed=0, repeats=2):
+    return {entry.name: entry for entry in excitations(x, layer, seed, repeats)}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -29,9 +29,9 @@ def test_a_usual_stream_gives_every_excitation_in_its_own_form(dtype):
 
 def test_repeats_are_the_stream_itself():
     x = stream()
-    made = by_name(x)
-    assert REPEATS == 2
-    assert all(torch.equal(made[f"repeat_{trial}"].stream, x) for trial in range(REPEATS))
+    made = by_name(x, repeats=5)
+    assert list(made) == [f"repeat_{trial}" for trial in range(5)] + ALL[2:]
+    assert all(torch.equal(made[f"repeat_{trial}"].stream, x) for trial in range(5))
 
 
 @given(st.integers(-20, 20), st.integers(0, 10))
@@ -84,14 +84,14 @@ def test_a_stream_near_the_end_of_the_range_is_neither_offset_nor_amplified():
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -7.5])
 def test_a_constant_stream_is_only_repeated(value):
-    assert list(by_name(torch.full((2, 3, 8), value))) == ALL[:REPEATS]
+    assert list(by_name(torch.full((2, 3, 8), value))) == ALL[:2]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_stream_that_is_not_finite_is_only_repeated(value):
     x = stream()
     x[0, 0, 0] = value
-    assert list(by_name(x)) == ALL[:REPEATS]
+    assert list(by_name(x)) == ALL[:2]
 
 
 def test_a_single_token_is_excited_too():
@@ -111,5 +111,5 @@ def test_the_same_seed_and_layer_give_the_same_inputs_whatever_the_programs_seed
 
 
 def test_excitations_are_made_one_at_a_time():
-    assert iter(excitations(stream(), 0, 0)) is not None
-    assert next(excitations(torch.full((1, 1, 4), torch.nan), 0, 0)).name == "repeat_0"
+    assert iter(excitations(stream(), 0, 0, 2)) is not None
+    assert next(excitations(torch.full((1, 1, 4), torch.nan), 0, 0, 2)).name == "repeat_0"

@@ -19,9 +19,9 @@ def samples(change=0.0, scale=1.0, seed=0):
     stream = scale * rng.normal(size=(ROWS, UNITS))
     output = stream + 0.3 * scale * rng.normal(size=(ROWS, UNITS))
     made = LayerSamples(stream, output, U)
-    made.others["repeat_0"] = Sample(stream, output, 0.0)
-    made.others["repeat_1"] = Sample(stream, output + change, 0.0)
-    made.others["perturbed"] = Sample(stream, output + 100.0, 0.1)  # another probe's: must not be read
+    made.add("repeat_0", Sample(stream, output, 0.0))
+    made.add("repeat_1", Sample(stream, output + change, 0.0))
+    made.add("perturbed", Sample(stream, output + 100.0, 0.1))  # another probe's: must not be read
     return made
 
 
@@ -89,6 +89,25 @@ def test_a_repetition_that_is_not_finite_is_unstable_beyond_any_threshold(value)
 
 def test_an_all_zero_layer_is_stable():
     zero = np.zeros((4, 8))
-    made = LayerSamples(zero, zero, U, {f"repeat_{trial}": Sample(zero, zero, 0.0) for trial in range(2)})
+    made = LayerSamples(zero, zero, U)
+    for trial in range(2):
+        made.add(f"repeat_{trial}", Sample(zero, zero, 0.0))
     stability = measure_stability(made)
     assert (stability.unit, stability.element, stability.spread) == (0, 0, 0)
+
+
+def test_repeats_that_are_equal_are_counted_and_not_kept():
+    made = samples()
+    for trial in range(2, 1000):
+        made.add(f"repeat_{trial}", Sample(made.stream, made.output, 0.0))
+    assert list(made.others) == ["perturbed"]
+    assert measure_stability(made).trials == 1001
+
+
+def test_the_odd_one_of_many_runs_is_the_glitch():
+    spike = np.zeros((ROWS, UNITS))
+    spike[3] = 5.0
+    made = samples(spike)
+    stability = measure_stability(made)
+    assert stability.glitch.violation > 1
+    assert stability.glitch.fraction == pytest.approx(1 / ROWS)

@@ -109,12 +109,15 @@ def test_the_module_that_made_it_is_named(scan, family, site, value):
 def test_what_attention_makes_zeros_of_is_found_in_its_layer(scan, value, damage):
     """torch's fused attention on the host returns zero for a row of NaN scores: the layer's output is finite."""
     model = make()
+    projection = layer(model, 1).self_attn.q_proj
     if damage == "an activation":
-        returns(layer(model, 1).self_attn.q_proj, put(value))
+        returns(projection, put(value))
     else:
-        layer(model, 1).self_attn.k_proj.weight.data.view(-1)[3] = value
-    [(number, site, _)] = named(scan(model, "full"))
-    assert (number, site) == (1, "model.layers.1.self_attn")
+        projection.weight.data.view(-1)[3] = value
+    [(number, site, kind)] = named(scan(model, "full"))
+    assert (number, kind) == (1, "non_finite")
+    # Without a checkpoint a weight is taken for right, and where it is infinite the layer alone shows it.
+    assert site == "model.layers.1.self_attn.q_proj" or (damage == "a weight" and value == torch.inf)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -358,3 +361,17 @@ def test_a_plain_torch_model_is_scanned(scan, level):
 def test_layers_that_never_run_are_said_to(scan):
     with pytest.raises(ModelError, match="no layer of layers ran during the model's forward pass: nothing to scan"):
         scan(Plain(runs=False))
+
+
+@pytest.mark.parametrize("site", ["self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_inside_a_layer_are_found_where_they_arise(make_model, site, value):
+    model = make_model("llama", layers=2)
+    target = find_layer_stack(model).layers[1].get_submodule(site)
+
+    def spoil(_module, _args, output):
+        output[:, 5, 3] = value
+
+    target.register_forward_hook(spoil)
+    (finding,) = srdd.scan(model).findings
+    assert (finding.layer, finding.site, finding.kind) == (1, f"model.layers.1.{site}", "non_finite")

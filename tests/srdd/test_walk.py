@@ -18,7 +18,7 @@ def ignore(_visit):
 
 
 def respond_to_all(visit):
-    for excitation in visit.excitations(seed=0):
+    for excitation in visit.excitations(seed=0, repeats=2):
         visit.respond(excitation)
 
 
@@ -110,7 +110,7 @@ def test_the_stream_of_a_layer_is_the_output_of_the_one_before(make_model):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_response_to_the_layers_own_stream_is_its_own_output(make_model, family):
     def visit(entry):
-        repeat = next(entry.excitations(seed=0))
+        repeat = next(entry.excitations(seed=0, repeats=2))
         assert torch.equal(entry.respond(repeat).output, entry.output)
 
     walk_over(make_model(family), visit)
@@ -121,7 +121,7 @@ def test_one_layers_activations_are_in_memory_at_a_time(make_model):
 
     def visit(entry):
         assert all(reference() is None for reference in kept)
-        response = entry.respond(next(entry.excitations(seed=0)))
+        response = entry.respond(next(entry.excitations(seed=0, repeats=2)))
         kept.extend(weakref.ref(item) for item in (entry.call, entry.call.stream, response.output))
 
     walk_over(make_model("qwen2", layers=6), visit)
@@ -144,7 +144,7 @@ def test_layer_runs_counts_the_models_own_runs_and_the_responses(make_model):
     model = make_model("qwen2")
     assert walk_over(model, ignore)[0].layer_runs == 4
     responses = []
-    walk, _ = walk_over(model, lambda visit: responses.extend(map(visit.respond, visit.excitations(0))))
+    walk, _ = walk_over(model, lambda visit: responses.extend(map(visit.respond, visit.excitations(0, 2))))
     assert walk.layer_runs == 4 + len(responses)
 
 
