@@ -84,7 +84,7 @@ def _campaign(family: str, options: argparse.Namespace) -> dict[str, Any]:
     if ended.returncode not in (0, 1):
         raise SystemExit(f"the campaign of {family} ended with exit code {ended.returncode}")
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    rates: dict[str, Any] = result["score"]["rates"]
+    rates: dict[str, Any] = result["rates"]
     return rates
 
 

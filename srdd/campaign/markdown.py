@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from srdd.campaign.calibration import ConfidenceBin
 from srdd.campaign.entry import short_form
 from srdd.campaign.kinds import EQUIVALENCES
 from srdd.campaign.outcome import Outcome
+from srdd.campaign.rate import Rate, rate
 from srdd.campaign.result import Result, cost_of
-from srdd.campaign.score import Group, Rate, rate, variant
+from srdd.campaign.score import Group, variant
 
 LISTED = 40
 
@@ -33,6 +35,7 @@ def render(result: Result) -> str:
         *_by_kind(result.score.groups),
         *_by_place(result.score.groups),
         *_confusion(result.score.confusion),
+        *_calibration(result.score.confidence),
         *_equivalences(),
         *_list("Faults whose layer was not named first", result.score.misses),
         *_list("Clean controls with an alarm", result.score.alarms),
@@ -94,6 +97,17 @@ def _confusion(confusion: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
     rows = [[kind, *(str(counts.get(name, "")) for name in reported)] for kind, counts in confusion.items()]
     yield "## What each kind was reported as"
     yield _table(["injected", *reported], rows)
+
+
+def _calibration(bins: Sequence[ConfidenceBin]) -> Iterator[str]:
+    if not bins:
+        return
+    rows = [
+        [f"{entry.low:g} to {entry.high:g}", _count(entry.right), _percent(entry.right), _interval(entry.right)]
+        for entry in bins
+    ]
+    yield "## Confidence of the first finding, and how often it named the layer of a fault"
+    yield _table(["confidence", "right", "%", "Wilson 95 %"], rows)
 
 
 def _equivalences() -> Iterator[str]:

@@ -59,6 +59,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "rates": {name: asdict(rate) for name, rate in found.rates.items()},
         "groups": [asdict(group) for group in found.groups],
         "confusion": {kind: dict(counts) for kind, counts in found.confusion.items()},
+        "confidence": [asdict(entry) for entry in found.confidence],
         "equivalences": [entry.to_json() for entry in EQUIVALENCES],
         "misses": [listed(outcome) for outcome in found.misses],
         "alarms": [listed(outcome) for outcome in found.alarms],

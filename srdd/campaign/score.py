@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import binomtest
-
+from srdd.campaign.calibration import ConfidenceBin, calibration
 from srdd.campaign.entry import options_of
 from srdd.campaign.kinds import accepted_kinds
 from srdd.campaign.outcome import Found, Outcome
+from srdd.campaign.rate import Rate, rate
 
 HEALTHY, ELSEWHERE, ERROR = "(healthy)", "(another layer)", "(error)"
 
@@ -20,16 +20,6 @@ MEASURES = ("detected", "layer", "layer_top3", "layer_alone", "operator", "kind"
 
 _EXTENT = ("sparsity", "units")
 _NOT_VARIANTS = frozenset({"site", "operator", "parameter", "seed", "draws", *_EXTENT})
-
-
-@dataclass(frozen=True)
-class Rate:
-    """`count` out of `of`, with the Wilson 95 % interval from `low` to `high` (None of nothing)."""
-
-    count: int
-    of: int
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -47,14 +37,15 @@ class Group:
 class Score:
     """The score of a campaign. `rates` holds those of MEASURES over all faults that changed something, and
     `false_alarms` over the clean controls; `groups` splits the former. `confusion` counts, for each injected kind,
-    what the faulty layer was reported as. `misses` are the faults whose layer is not first, `alarms` the clean
-    controls with findings, `unchanged` the faults that changed no element and are not counted, `errors` the cases
-    without a scan, which count as missed or as false alarms.
+    what the faulty layer was reported as; `confidence` says how often first findings were right. `misses` are the
+    faults whose layer is not first, `alarms` the clean controls with findings, `unchanged` the faults that changed no
+    element and are not counted, `errors` the cases without a scan, which count as missed or as false alarms.
     """
 
     rates: Mapping[str, Rate]
     groups: tuple[Group, ...]
     confusion: Mapping[str, Mapping[str, int]]
+    confidence: tuple[ConfidenceBin, ...]
     misses: tuple[Outcome, ...]
     alarms: tuple[Outcome, ...]
     unchanged: tuple[Outcome, ...]
@@ -78,6 +69,7 @@ def score(outcomes: Iterable[Outcome]) -> Score:
         rates={**_rates([verdict for _, verdict in judged]), "false_alarms": rate(len(alarms), len(clean))},
         groups=_groups(judged),
         confusion=_confusion(faults),
+        confidence=calibration(ordered),
         misses=tuple(outcome for outcome, verdict in judged if not verdict["layer"]),
         alarms=tuple(alarms),
         unchanged=tuple(unchanged),
@@ -102,14 +94,6 @@ def judge(outcome: Outcome) -> dict[str, bool | None]:
         "kind": placed and first is not None and first.kind in accepted_kinds(fault),
         "kind_same_name": placed and first is not None and first.kind == fault["kind"],
     }
-
-
-def rate(count: int, of: int) -> Rate:
-    """A rate with its Wilson interval."""
-    if not of:
-        return Rate(count, of, None, None)
-    interval = binomtest(count, of).proportion_ci(method="wilson")
-    return Rate(count, of, float(interval.low), float(interval.high))
 
 
 def extent(fault: Mapping[str, Any]) -> str:

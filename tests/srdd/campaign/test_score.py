@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from srdd.campaign.kinds import accepted_kinds
-from srdd.campaign.score import judge, rate, score
+from srdd.campaign.rate import rate
+from srdd.campaign.score import judge, score
 from tests.srdd.campaign.conftest import outcome
 
 
