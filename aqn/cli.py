@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from aqn.command_options import Backend, Device, Dtype, Model, Out, Quiet, Seeds, numbers, progress_bar, wide_console
+from aqn.command_options import Backend, Device, Dtype, Model, Out, Quiet, Seeds, counted, numbers, wide_console
 from aqn.experiment_commands import application as experiments
 from aqn.experiment_commands import finish as experiments_finish
 from aqn.guide import advice_for, guide, summary
@@ -130,7 +130,7 @@ def robustness_command(
     levels, target = numbers(noise, "--noise"), get_backend(backend, device)
     paths: list[Path | None] = list(checkpoint) if checkpoint else [None]
     subjects = [load_subject(target, path, data, dtype=dtype) for path in paths]
-    with progress_bar("robustness", quiet) as progress:
+    with counted("robustness", quiet) as progress:
         result = run_robustness(subjects, levels, n_samples, seeds, mode, progress)  # type: ignore[arg-type]  # checked above
     return experiments_finish(result, out, quiet)
 

@@ -19,9 +19,9 @@ from aqn.command_options import (
     Quiet,
     Samples,
     Seeds,
+    counted,
     integers,
     numbers,
-    progress_bar,
     wide_console,
 )
 from aqn.experiments.comparison import Plan, run_comparison
@@ -67,7 +67,7 @@ def _run(
 ) -> int:
     if out is not None:
         require_output(out)
-    with progress_bar(experiment.__name__.removeprefix("run_"), quiet) as progress:
+    with counted(experiment.__name__.removeprefix("run_"), quiet) as progress:
         result = experiment(subject, *arguments, progress=progress, **named)
     return finish(result, out, quiet)
 

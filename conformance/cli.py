@@ -21,6 +21,7 @@ from hal.backend import NumericMode, TorchBackend
 from hal.command_line import run_command
 from hal.errors import UsageError
 from hal.files import require_outputs, require_writable, write_text, write_texts
+from hal.progress_bar import progress_bar
 from hal.registry import get_backend
 
 PROGRAM = "python -m conformance"
@@ -132,7 +133,7 @@ def list_command(
 
 
 def _run(target: TorchBackend, plan: Plan, quiet: bool) -> Results:
-    with text.progress(quiet) as bar:
+    with progress_bar(quiet) as bar:
         task = bar.add_task("conformance", total=len(plan.cases))
         return run_plan(target, plan, report=lambda result: bar.update(task, advance=1, description=result.family))
 
@@ -141,7 +142,7 @@ def _run_to_file(target: TorchBackend, plan: Plan, path: Path, quiet: bool) -> R
     require_writable(path)
     log = journal.Journal(path, _identity(target, plan))
     done = log.read()
-    with text.progress(quiet) as bar, log.writing(done.values()) as file:
+    with progress_bar(quiet) as bar, log.writing(done.values()) as file:
         task = bar.add_task("conformance", total=len(plan.cases), completed=len(done))
 
         def report(result: CaseResult) -> None:

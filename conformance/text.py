@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from conformance.compare import Agreement
@@ -15,20 +14,6 @@ from conformance.results import Results
 _SHOWN = 40
 _VERDICTS = ("pass", "fail", "known", "unsupported")
 _OUTCOMES = ("agree", "disagree", "recheck", "known", "unsupported")
-
-
-def progress(quiet: bool) -> Progress:
-    """A bar on standard error, none in a log file."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description:>14}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=quiet or not console.is_terminal,
-    )
 
 
 def print_results(results: Results, console: Console, quiet: bool) -> None:

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hal.bundled import model_dir
 from hal.command_line import run_command
 from hal.errors import UsageError
 from hal.files import require_outputs
 from hal.models import load_model, parse_dtype
+from hal.progress_bar import progress_bar
 from hal.registry import get_backend
 from hal.streaming import stream_model
 from srdd.campaign.command import campaign_command
@@ -100,7 +100,7 @@ def scan_command(
     loaded = load(model or model_dir(), target, dtype, trust_remote_code)
     if texts is not None and loaded.tokenizer is None:
         raise UsageError(f"--prompts needs a tokenizer and {loaded.directory} has none: leave --prompts out")
-    with simulate(loaded.model, faults) as active, _progress(quiet) as progress:
+    with simulate(loaded.model, faults) as active, progress_bar(quiet) as progress:
         task = progress.add_task("scanning layers", total=None)
         report = scan(
             loaded.model,
@@ -150,16 +150,3 @@ def _show(report: Report, quiet: bool) -> int:
     else:
         print_report(report, console)
     return FAULTY if report.findings else HEALTHY
-
-
-def _progress(quiet: bool) -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=quiet or not console.is_terminal,  # a log file gets no bar, and a failure stays one line
-    )

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from aqn.command_options import Backend, Device, Dtype, Model, Quiet, Seeds, progress_bar, wide_console
+from aqn.command_options import Backend, Device, Dtype, Model, Quiet, Seeds, counted, wide_console
 from aqn.config import AqnConfig
 from aqn.experiments.result import require_output
 from aqn.training.arms import ARMS, Fault
@@ -81,7 +81,7 @@ def train_command(
     source = bundled_problems if data is None or eval_data is None else file_problems(data, eval_data)
     require_output(out)
     total = seeds * len(chosen) * steps
-    with progress_bar("training", quiet) as progress:
+    with counted("training", quiet) as progress:
 
         def report(arm: str, seed: int, step: int) -> None:
             progress((seed * len(chosen) + chosen.index(arm)) * steps + step, total)

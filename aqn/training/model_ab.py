@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from aqn.command_options import Backend, Device, Dtype, Model, Quiet, Seeds, progress_bar
+from aqn.command_options import Backend, Device, Dtype, Model, Quiet, Seeds, counted
 from aqn.experiments.result import Result, require_output
 from aqn.training.arms import BASELINE, LAYER_OUTPUT, Fault
 from aqn.training.recipe import Recipe
@@ -26,7 +26,7 @@ MODEL_B: Final = "epoch_aware"
 def compare_models(study: Study, backend: TorchBackend, out: Path, quiet: bool) -> Result:
     """Make the study's runs and compare Model A with Model B in every measure, beside the study's own comparisons."""
     total = study.seeds * len(study.arms) * study.recipe.steps
-    with progress_bar("model A and B", quiet) as progress:
+    with counted("model A and B", quiet) as progress:
 
         def report(arm: str, seed: int, step: int) -> None:
             progress((seed * len(study.arms) + study.arms.index(arm)) * study.recipe.steps + step, total)

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hal.files import require_writable, write_text
+from hal.progress_bar import progress_bar
 from hal.registry import get_backend
 from srdd.campaign.file import read_campaign
 from srdd.campaign.markdown import render
@@ -105,18 +105,6 @@ def _show(result: Result, quiet: bool) -> None:
 @contextmanager
 def _progress(quiet: bool, total: int) -> Iterator[Callable[[Outcome | None, int], None]]:
     """A bar with an estimate of the time left, and the number of misses and false alarms so far in this run."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=quiet or not console.is_terminal,
-    )
     wrong = 0
 
     def report(outcome: Outcome | None, done: int) -> None:
@@ -124,7 +112,7 @@ def _progress(quiet: bool, total: int) -> Iterator[Callable[[Outcome | None, int
         wrong += outcome is not None and _wrong(outcome)
         bar.update(task, completed=done, description=f"scanning cases, {wrong} wrong")
 
-    with bar:
+    with progress_bar(quiet) as bar:
         task = bar.add_task("scanning cases", total=total)
         yield report
 
