@@ -29,7 +29,8 @@ def layer_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequenc
     if layer.stability and not {"instability", "instability_element"}.isdisjoint(probes):
         return stability_kind(layer.stability, failed[0].transfer if failed else None)
     kind = _deterministic_kind(layer, probes, failed)
-    return "rounding" if kind == "corruption" and "rounding_drift" in probes else kind
+    leans = "rounding_drift" in probes and all(_one_way(entry) for entry in _transfers(failed))
+    return "rounding" if kind == "corruption" and leans else kind
 
 
 def _deterministic_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequence[SiteReplay]) -> str:
@@ -51,6 +52,11 @@ def _unreplayed_kind(layer: LayerMeasurement, probes: Collection[str]) -> str:
     if "multiplicity" in probes:
         return "saturation"
     return "dead_zone" if "zeros" in probes else "corruption"
+
+
+def _one_way(entry: Transfer) -> bool:
+    """Whether nearly all values came out smaller than expected, or nearly all larger: what biased rounding does."""
+    return not 1 - thresholds.PURE < entry.shrunk < thresholds.PURE
 
 
 def _site_kind(failed: Sequence[SiteReplay]) -> str:
@@ -134,7 +140,9 @@ def _explanations(entry: Transfer) -> list[str]:
         kinds.append("non_finite")
     if whole and entry.offset_spread < thresholds.SPREAD:
         kinds.append("bias")
-    if whole and entry.ratio_spread < thresholds.SPREAD and entry.zeroed <= thresholds.PURE:
+    # A wrong scale leaves no ordinary value alone; where most are, only an exact ratio is one (of some addresses).
+    spread = thresholds.SPREAD if entry.coverage > thresholds.COVERED else thresholds.EXACT_SPREAD
+    if whole and entry.ratio_spread < spread and entry.zeroed <= thresholds.PURE:
         kinds.append("sign_flip" if -1.1 < entry.ratio < -0.9 else "scale")
     return kinds
 

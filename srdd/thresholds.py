@@ -47,5 +47,6 @@ SPIKE_HEIGHT = 6.0  # standard deviations that a spike stands off by: chance giv
 NOISE_SPREAD = 0.1  # below a tenth of the signal, run-to-run differences are called non-determinism
 PURE = 0.9
 SPREAD = 0.1
+EXACT_SPREAD = 0.01
 COVERED = 0.5
 FILLED = 0.95

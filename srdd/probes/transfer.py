@@ -53,6 +53,7 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array, roundoff
         bit_level=repaired.level,
         spared_large=bool(others.size and others.max() > np.abs(x).max()),
         not_finite=float((~np.isfinite(y)).mean()),
+        shrunk=float((np.abs(y) < np.abs(x)).mean()),
     )
 
 
@@ -116,5 +117,5 @@ def _constant(values: Array) -> float:
 
 
 def _tied(values: Array) -> float:
-    _, counts = np.unique(np.abs(values), return_counts=True)
-    return float(counts.max() / values.size)
+    sizes = np.abs(values)
+    return float((sizes == sizes.max()).mean())
