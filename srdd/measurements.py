@@ -144,7 +144,7 @@ class SiteReplay:
     below the layer it lies. `others` are the violating transfers under further inputs. `drift` says how far roundings
     lean one way, towards zero or away from it, in units of what chance allows (NaN where that was not asked).
     `constant` is the one that explains the values under every input, if there is one; `repeats` says whether the module
-    errs in the same way when the same call is made again (None where that was not asked).
+    errs in the same way when the same call is made again (None where that was not asked, or it did not err again).
     """
 
     site: str

@@ -10,18 +10,20 @@ from typing import Any
 
 from srdd.campaign.entry import entry_of
 from srdd.faults import Fault
+from srdd.trials import TRIALS
 
 
 @dataclass(frozen=True)
 class Case:
     """A scan to make: the model in `dtype`, at `level`, on `prompts`, with `fault` put in; a clean control has
-    none.
+    none. `trials` is the number of runs of each layer on its own input.
     """
 
     dtype: str
     level: str
     prompts: tuple[str, ...]
     fault: Fault | None = None
+    trials: int = TRIALS
 
     def content(self) -> dict[str, Any]:
         """The case as a JSON object."""
@@ -30,6 +32,7 @@ class Case:
             "level": self.level,
             "prompts": list(self.prompts),
             "fault": entry_of(self.fault) if self.fault else None,
+            "trials": self.trials,
         }
 
     def key(self, provenance: Mapping[str, str]) -> str:

@@ -67,6 +67,7 @@ class CaseScanner:
                     case.prompts,
                     case.level,
                     checkpoint=loaded.directory,
+                    trials=case.trials,
                 )
         except Exception as error:  # noqa: BLE001 -- one bad case is recorded, and the campaign goes on
             return Outcome(key, case.content(), error=one_line(error))

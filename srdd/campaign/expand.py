@@ -31,7 +31,9 @@ def expand(campaign: Campaign, structure: Structure, pool: Sequence[str] | None)
     faults = list(_faults(campaign, structure))
     drawn = [(fault, draw_prompts(pool, campaign.seed, number)) for fault, number in faults]
     dtypes = dict.fromkeys(campaign.dtypes)
-    cases = [Case(dtype, campaign.level, prompts, fault) for dtype in dtypes for fault, prompts in drawn]
+    cases = [
+        Case(dtype, campaign.level, prompts, fault, campaign.trials) for dtype in dtypes for fault, prompts in drawn
+    ]
     unique = list(dict.fromkeys([*cases, *_clean(campaign, pool)]))
     if not unique:
         raise UsageError("the campaign has no case: give faults, grids or clean controls")
@@ -128,9 +130,9 @@ def _clean(campaign: Campaign, pool: Sequence[str] | None) -> Iterator[Case]:
     for index in range(campaign.clean.count):
         number = stream_key("clean", index) % _SEED_BITS
         prompts = draw_prompts(pool, campaign.seed, number, lines=1 + index // len(dtypes) % LINES)
-        yield Case(dtypes[index % len(dtypes)], campaign.level, prompts)
+        yield Case(dtypes[index % len(dtypes)], campaign.level, prompts, trials=campaign.trials)
     for index, prompts_given in enumerate(campaign.clean.prompts):
         if not prompts_given or any(not text.strip() for text in prompts_given):
             raise UsageError(f"clean.prompts[{index}] holds an empty prompt or none: a scan needs text in each")
         for dtype in dtypes:
-            yield Case(dtype, campaign.level, tuple(prompts_given))
+            yield Case(dtype, campaign.level, tuple(prompts_given), trials=campaign.trials)

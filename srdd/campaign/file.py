@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hal.errors import UsageError
+from srdd.trials import TRIALS
 
 SCHEMA = "srdd-campaign/1"
 BUNDLED = "bundled"
@@ -45,7 +46,8 @@ class CleanControls(BaseModel):
 
 class Campaign(BaseModel):
     """A campaign file. `model` is "bundled" or a checkpoint directory; `prompts` a file of lines to draw from
-    (built-in sentences without it); `seed` decides everything drawn: hidden units, random faults, prompts.
+    (built-in sentences without it); `seed` decides everything drawn: hidden units, random faults, prompts; `trials` is
+    how often each layer runs on its own input.
     """
 
     model_config = _FORM
@@ -56,6 +58,7 @@ class Campaign(BaseModel):
     model: str = BUNDLED
     dtypes: list[Literal["auto", "float32", "bfloat16", "float16"]] = Field(default=["auto"], min_length=1)
     level: Literal["quick", "full"] = "full"
+    trials: int = Field(default=TRIALS, ge=2)
     prompts: str | None = None
     faults: list[dict[str, Any]] = []
     grids: list[Grid] = []

@@ -41,6 +41,20 @@ EQUIVALENCES = (
         because="a fault that comes and goes makes runs on the same input differ, which is what these kinds are",
         applies=lambda fault: fault["every"] > 1 or fault["rate"] < 1,
     ),
+    Equivalence(
+        injected="bit_flip",
+        when="bits = sign",
+        reported=("sign_flip",),
+        because="turning over the sign bit of a unit turns over its sign",
+        applies=lambda fault: fault["bits"] == "sign",
+    ),
+    Equivalence(
+        injected=ANY,
+        when="in a parameter, and no bit_flip",
+        reported=("weight_damage",),
+        because="a weight that is wrong by more than one bit says nothing of how it became so",
+        applies=lambda fault: bool(fault["parameter"]) and fault["kind"] != "bit_flip",
+    ),
 )
 
 

@@ -13,8 +13,10 @@ from srdd.measurements import NAN
 from srdd.probes.samples import Array
 
 SAMPLE = 4096  # violating elements looked at: the share needs no more
-# What the value may miss by once its bit is put right: the healthy value's own last roundings.
-ROUNDINGS = 1.0
+# What the value may miss by once its bit is put right: two last roundings, or the quarter of what is allowed to the
+# element that healthy values keep to. The whole of it, ten roundings in a narrow dtype, would let most values pass.
+ROUNDINGS = 2.0
+SHARE = 0.25
 
 _FORMATS = {2.0**-8: torch.bfloat16, 2.0**-11: torch.float16, 2.0**-24: torch.float32}
 
@@ -27,9 +29,9 @@ class BitRepair:
     level: float
 
 
-def repaired_by_one_bit(expected: Array, actual: Array, roundoff: float) -> BitRepair:
+def repaired_by_one_bit(expected: Array, actual: Array, allowance: Array, roundoff: float) -> BitRepair:
     """Try every bit of every value of `actual`, [n], held in the dtype of unit `roundoff`: how many come within
-    rounding of `expected` when one is turned over. Other dtypes are not tried.
+    rounding of `expected`, by the `allowance` of each, when one is turned over. Other dtypes are not tried.
     """
     if roundoff not in _FORMATS or not actual.size:
         return BitRepair(0.0, NAN)
@@ -45,7 +47,8 @@ def repaired_by_one_bit(expected: Array, actual: Array, roundoff: float) -> BitR
         better = miss < best
         best = np.where(better, miss, best)
         level = np.where(better, ((held & pattern) != 0).numpy(), level)
-    limit = ROUNDINGS * 2 * roundoff * np.abs(wanted) + float(torch.finfo(dtype).smallest_normal)
+    limit = np.maximum(ROUNDINGS * roundoff * np.abs(wanted), SHARE * allowance[::stride])
+    limit += float(torch.finfo(dtype).smallest_normal)
     right = (best <= limit) | (~held.view(dtype).isfinite().numpy() & _one_bit_from_infinity(wanted, dtype))
     return BitRepair(float(right.mean()), float(level[right].mean()) if right.any() else NAN)
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from srdd.measurements import Shape
 from srdd.probes.samples import Array, LayerSamples
 
 BINS = 100
+ALIKE = 1e-3  # of the root mean square: rows that differ by less are one row
 INSIDE = 4  # bins next to the edge that say what the edge should hold
 
 
 def measure_shape(samples: LayerSamples) -> Shape:
-    """The statistics of the output; identical rows count once, because equal tokens give equal rows without any
-    fault. What the layer inherits is not its own: ties are counted among different inputs, and zeros where the
-    input was none.
+    """The statistics of the output; rows that are alike count once, because equal tokens give equal rows without any
+    fault, and behind a stuck layer all rows are equal but for rounding. What the layer inherits is not its own: ties
+    are counted among different inputs, and zeros where the input was none.
     """
-    values, rows = np.unique(samples.output, axis=0, return_index=True)
-    given = samples.stream[rows]
+    rows = _different_rows(samples.output)
+    values, given = samples.output[rows], samples.stream[rows]
     magnitude = np.abs(values).ravel()
     top = float(magnitude.max())
     nonzero = magnitude[magnitude > 0]
@@ -34,6 +36,13 @@ def measure_shape(samples: LayerSamples) -> Shape:
         small=int((nonzero < middle / 2).sum()),
         elements=int(magnitude.size),
     )
+
+
+def _different_rows(output: Array) -> NDArray[np.intp]:
+    """Indices of rows that differ by more than a thousandth of the root mean square somewhere."""
+    step = ALIKE * float(np.sqrt(np.mean(output**2)))
+    _, rows = np.unique(np.round(output / step) if step else output, axis=0, return_index=True)
+    return rows
 
 
 def _pile_up(magnitude: Array, top: float) -> float:

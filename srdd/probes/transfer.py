@@ -29,7 +29,7 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array, roundoff
     units = violating.any(axis=0)
     x, y = expected[violating], actual[violating]
     others = np.abs(expected[:, units][~violating[:, units]])
-    repaired = repaired_by_one_bit(x, y, roundoff)
+    repaired = repaired_by_one_bit(x, y, np.broadcast_to(allowance, expected.shape)[violating], roundoff)
     scale = float(np.std(expected, where=np.isfinite(expected))) if np.isfinite(expected).any() else 0.0
     offset, offset_deviation = _centre(error[violating] / max(scale, TINY))
     ratio, ratio_deviation = _centre(y[x != 0] / x[x != 0])

@@ -40,7 +40,7 @@ class HostReplay:
         self._last = len(stack) - 1
         self._found: dict[tuple[str, str], list[tuple[str, Comparison]]] = defaultdict(list)
         self._wrong: dict[str, list[tuple[float, ModuleCall]]] = defaultdict(list)
-        self._repeats: dict[str, bool] = {}
+        self._repeats: dict[str, bool | None] = {}
         self._clean: nn.Module | None = None
         self._own_run: ModuleCall | None = None
 
@@ -103,7 +103,7 @@ class HostReplay:
         for tree in run_part(visit.call.layer, call, visit.call.stream.device, change):
             self._compare_tree(visit, tree, name)
 
-    def _errs_alike(self, visit: LayerVisit, call: ModuleCall) -> bool:
+    def _errs_alike(self, visit: LayerVisit, call: ModuleCall) -> bool | None:
         """Whether a module errs in the same way when it is called again as in `call`."""
         roundoff, clean = unit_roundoff(visit.call.stream.dtype), self._clean_of(visit)
         again = run_part(visit.call.layer, call, visit.call.stream.device, unchanged)
@@ -162,7 +162,7 @@ def _site_replay(
     operator: str,
     found: list[tuple[str, Comparison]],
     constant: WrongConstant | None,
-    repeats: Mapping[str, bool],
+    repeats: Mapping[str, bool | None],
 ) -> SiteReplay:
     """The worst of a place's comparisons, with the transfers of those that violate under other inputs, the constant
     that explains them, and whether the module errs alike each time.

@@ -17,7 +17,8 @@ def values(dtype, seed=0):
 
 
 def repair(x, y, dtype):
-    return repaired_by_one_bit(x.double().numpy().ravel(), y.double().numpy().ravel(), FORMATS[dtype])
+    expected, actual = x.double().numpy().ravel(), y.double().numpy().ravel()
+    return repaired_by_one_bit(expected, actual, 10 * FORMATS[dtype] * np.abs(expected), FORMATS[dtype])
 
 
 @given(st.sampled_from(sorted(FORMATS, key=str)), st.integers(0, 31), st.integers(0, 5))
@@ -48,7 +49,7 @@ def test_other_damage_is_rarely_one_bit_away(damage, dtype):
 
 
 def test_a_formats_width_must_be_known():
-    unknown = repaired_by_one_bit(np.ones(3), np.zeros(3), 2.0**-53)
+    unknown = repaired_by_one_bit(np.ones(3), np.zeros(3), np.zeros(3), 2.0**-53)
     assert unknown.share == 0
     assert math.isnan(unknown.level)
-    assert repaired_by_one_bit(np.ones(0), np.ones(0), 2.0**-8).share == 0
+    assert repaired_by_one_bit(np.ones(0), np.ones(0), np.ones(0), 2.0**-8).share == 0

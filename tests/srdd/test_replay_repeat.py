@@ -15,7 +15,14 @@ OTHER = torch.randn(64, 32, dtype=torch.float64, generator=torch.Generator().man
 
 @pytest.mark.parametrize(
     ("second", "alike"),
-    [(ERROR, True), (ERROR + 0.1 * OTHER, True), (OTHER, False), (-ERROR, False), (0 * ERROR, False)],
+    [
+        (ERROR, True),
+        (ERROR + 0.1 * OTHER, True),
+        (OTHER, False),
+        (-ERROR, False),
+        (0.1 * OTHER, None),
+        (0 * ERROR, None),
+    ],
 )
 def test_two_errors_are_alike_when_they_change_by_less_than_half(second, alike):
     assert errs_alike([ERROR], [second]) is alike
@@ -34,4 +41,5 @@ def test_a_random_fault_in_a_tenth_of_a_modules_units_keeps_its_kind(make_model,
     (finding,) = report.findings
     assert (finding.site, finding.kind) == (f"model.layers.1.{site}", kind)
     (row,) = [row for row in report.measurements.layers[1].replay if row.transfer.violation > 1 and not row.operator]
-    assert row.repeats is repeats
+    # The spikes of the second call may be few and small beside those of the first: that says nothing either way.
+    assert row.repeats is repeats or (kind == "spike" and row.repeats is None)

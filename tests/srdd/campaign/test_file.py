@@ -6,13 +6,14 @@ from hal.errors import UsageError
 from srdd.campaign.expand import expand
 from srdd.campaign.file import read_campaign, shipped
 from srdd.faults import KINDS
+from srdd.trials import chance_missed
 
 
-def test_three_campaigns_ship_with_the_package():
-    assert shipped() == ["core", "quick", "standard"]
+def test_the_campaigns_that_ship_with_the_package():
+    assert shipped() == ["core", "glitches", "quick", "standard"]
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", ["core", "quick", "standard"])
 def test_every_shipped_campaign_covers_every_kind_there_is_and_has_clean_controls(name, structure):
     cases = expand(read_campaign(name), structure, None)
     assert {case.fault.kind for case in cases if case.fault} == set(KINDS)
@@ -38,6 +39,13 @@ def test_the_standard_campaign_is_what_it_promises(structure):
     assert len(cases) - len(faults) == 300
     assert len({case.prompts for case in cases if not case.fault}) == 300
     assert {case.level for case in cases} == {"full"}
+
+
+def test_glitches_run_each_layer_often_enough_to_meet_them(structure):
+    cases = expand(read_campaign("glitches"), structure, None)
+    rates = {case.fault.rate for case in cases if case.fault}
+    assert max(rates) < 1
+    assert all(chance_missed(min(rates), case.trials, replayed=True) < 1 / 500 for case in cases)
 
 
 def test_a_file_is_read_with_its_defaults(write):
@@ -69,7 +77,9 @@ def test_a_file_that_breaks_the_form_is_named_with_the_place(write, entries, mes
 
 
 def test_a_file_that_is_not_there_or_not_json_is_named(tmp_path):
-    with pytest.raises(UsageError, match="no campaign 'standart': give a file, or one of core, quick, standard"):
+    with pytest.raises(
+        UsageError, match="no campaign 'standart': give a file, or one of core, glitches, quick, standard"
+    ):
         read_campaign("standart")
     with pytest.raises(UsageError, match=r"cannot read campaign .*none\.json: No such file"):
         read_campaign(str(tmp_path / "none.json"))

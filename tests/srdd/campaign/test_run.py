@@ -92,7 +92,7 @@ def test_the_scan_is_told_nothing_of_the_fault(scanner, monkeypatch):
     loaded = scanner.prepare("float32")
     model, tokenizer, backend, *others = told
     assert (model, tokenizer, backend.name) == (loaded.model, loaded.tokenizer, BACKEND)
-    assert others == [case.prompts, "quick", loaded.directory]
+    assert others == [case.prompts, "quick", loaded.directory, case.trials]
 
 
 def test_a_campaign_needs_a_tokenizer(copy):
