@@ -25,7 +25,7 @@ def layer_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequenc
     """The kind of fault of a layer that `probes` accuse and whose replay `failed` at these sites, worst first."""
     if "finite" in probes:
         kind = transfer_kind(_transfers(failed))
-        return kind if kind == "bit_flip" else "non_finite"
+        return kind if kind in ("bit_flip", "stuck_at") else "non_finite"
     if layer.stability and not {"instability", "instability_element"}.isdisjoint(probes):
         return stability_kind(layer.stability, failed[0].transfer if failed else None)
     kind = _deterministic_kind(layer, probes, failed)
@@ -37,7 +37,7 @@ def _deterministic_kind(layer: LayerMeasurement, probes: Collection[str], failed
     if layer.pass_through and "pass_through" in probes:
         own = [site for site in failed if site.site == layer.site and not site.operator]
         # Replay knows each value that should have come; the probe knows only that the update is small beside it.
-        return transfer_kind(_transfers(own) or [layer.pass_through.transfer])
+        return _site_kind(own) if own else transfer_kind([layer.pass_through.transfer])
     if layer.kv_cache and set(probes) == {"kv_cache"}:
         return _cache_kind(layer.kv_cache)
     return _site_kind(failed) if failed else _unreplayed_kind(layer, probes)
@@ -62,7 +62,7 @@ def _one_way(entry: Transfer) -> bool:
 def _site_kind(failed: Sequence[SiteReplay]) -> str:
     worst = failed[0]
     if worst.repeats is False:
-        return _random_kind(worst.transfer.coverage, worst.transfer.size)
+        return _random_transfer_kind(worst.transfer)
     return "wrong_constant" if worst.constant else transfer_kind(_transfers(failed))
 
 
@@ -87,7 +87,7 @@ def stability_kind(stability: Stability, replay: Transfer | None) -> str:
         if kind != "corruption":
             return kind
     if replay:
-        return _random_kind(replay.coverage, replay.size)
+        return _random_transfer_kind(replay)
     return _random_kind(stability.changed, stability.spread)
 
 
@@ -95,6 +95,14 @@ def _random_kind(touched: float, size: float) -> str:
     if touched < thresholds.SPIKE_CHANGED:
         return "spike"
     return "noise" if size >= thresholds.NOISE_SPREAD else "non_determinism"
+
+
+def _random_transfer_kind(entry: Transfer) -> str:
+    """Few elements beyond rounding are spikes where they are larger than the signal, the tails of small noise
+    otherwise.
+    """
+    few = entry.coverage < thresholds.SPIKE_CHANGED and entry.size < thresholds.SPIKE_SIZE
+    return _random_kind(1.0 if few else entry.coverage, entry.size)
 
 
 def transfer_kind(entries: Sequence[Transfer]) -> str:

@@ -51,8 +51,8 @@ EQUIVALENCES = (
     Equivalence(
         injected=ANY,
         when="in a parameter, and no bit_flip",
-        reported=("weight_damage",),
-        because="a weight that is wrong by more than one bit says nothing of how it became so",
+        reported=("weight_damage", "bit_flip"),
+        because="a weight says how many of its bits are wrong, not how they became so",
         applies=lambda fault: bool(fault["parameter"]) and fault["kind"] != "bit_flip",
     ),
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -51,6 +52,15 @@ def compare_call(
     if own.transfer.violation <= 1:
         return [own]
     return [own, *(_compare_operator(entry, dtype, seed, draws) for entry in call.operators)]
+
+
+def violating(replay: Replay, dtype: torch.dtype) -> list[torch.Tensor]:
+    """For each value of the replay, which of its elements differ by more than rounding."""
+    masks = []
+    for (expected, actual), spread in zip(replay.pairs(), replay.spread(DRAWS[0]), strict=True):
+        values = _Values(_rows(expected), _rows(actual), dtype, replay.spoilt)
+        masks.append(torch.from_numpy(values.beyond(_rows(spread))).reshape(expected.shape))
+    return masks
 
 
 def within_rounding(replay: Replay, dtype: torch.dtype) -> bool:
@@ -110,6 +120,9 @@ class _Values:
 
     def violation(self, spread: Array | None) -> float:
         return largest_excess(self.expected, self.actual, self._allowance(spread))
+
+    def beyond(self, spread: Array) -> NDArray[np.bool_]:
+        return np.abs(self.actual - self.expected) > self._allowance(spread)
 
     def transfer(self, spread: Array) -> Transfer:
         roundoff = unit_roundoff(self.dtype)

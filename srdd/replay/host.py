@@ -17,7 +17,7 @@ from hal.structure import LayerStack
 from srdd.measurements import SiteReplay, WeightDamage, WrongConstant
 from srdd.probes.samples import unit_roundoff
 from srdd.replay.capture import ModuleCall, record
-from srdd.replay.compare import DRAWS, Comparison, compare_call, within_rounding
+from srdd.replay.compare import DRAWS, Comparison, compare_call, violating, within_rounding
 from srdd.replay.constants import explains, repairing_constant
 from srdd.replay.module import ReplayDivergedError, replay_module
 from srdd.replay.part import amplified_and_tiny, run_part, spiked, unchanged
@@ -66,9 +66,7 @@ class HostReplay:
             self._excite(visit, call, "amplified and tiny part", amplified_and_tiny)
         for call in self._own_run.children:
             self._excite(visit, call, "spiked part", spiked)
-        again = [name for name in self._wrong if name]
-        self._repeats = {name: self._errs_alike(visit, self._wrong[name][0][1]) for name in again}
-        return 3 if again else 2
+        return 2 + self._ask_again(visit)
 
     def weights(self, visit: LayerVisit) -> tuple[WeightDamage, ...] | None:
         """The parameters of the layer that differ from the checkpoint, and with the first and the last layer
@@ -103,15 +101,20 @@ class HostReplay:
         for tree in run_part(visit.call.layer, call, visit.call.stream.device, change):
             self._compare_tree(visit, tree, name)
 
+    def _ask_again(self, visit: LayerVisit) -> int:
+        """Call each module that differs once more; returns how many times the layer's work was done, at most."""
+        self._repeats = {name: self._errs_alike(visit, wrong[0][1]) for name, wrong in self._wrong.items()}
+        return 1 if self._wrong else 0
+
     def _errs_alike(self, visit: LayerVisit, call: ModuleCall) -> bool | None:
         """Whether a module errs in the same way when it is called again as in `call`."""
         roundoff, clean = unit_roundoff(visit.call.stream.dtype), self._clean_of(visit)
         again = run_part(visit.call.layer, call, visit.call.stream.device, unchanged)
         try:
-            errors = [replay_module(entry, clean, roundoff, self._seed).errors() for entry in (call, *again)]
+            first, second = (replay_module(entry, clean, roundoff, self._seed) for entry in (call, *again))
         except ReplayDivergedError:
             return False
-        return errs_alike(*errors)
+        return errs_alike(first.errors(), second.errors(), violating(first, visit.call.stream.dtype))
 
     def _clean_of(self, visit: LayerVisit) -> nn.Module:
         if self._clean is None:

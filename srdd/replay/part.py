@@ -80,7 +80,7 @@ def _with_changed_activation(
 def _renamed(tree: ModuleCall, prefix: str) -> ModuleCall:
     """The tree with names below the layer instead of below the part that was recorded."""
     for call in tree.walk():
-        call.name = f"{prefix}.{call.name}" if call.name else prefix
+        call.name = ".".join(filter(None, (prefix, call.name)))
         for entry in call.operators:
             entry.module = call.name
     return tree

@@ -25,11 +25,19 @@ OTHER = torch.randn(64, 32, dtype=torch.float64, generator=torch.Generator().man
     ],
 )
 def test_two_errors_are_alike_when_they_change_by_less_than_half(second, alike):
-    assert errs_alike([ERROR], [second]) is alike
+    assert errs_alike([ERROR], [second], [torch.ones_like(ERROR, dtype=torch.bool)]) is alike
+
+
+def test_only_the_wrong_elements_are_compared():
+    wrong = torch.zeros_like(ERROR, dtype=torch.bool)
+    wrong[:, 3] = True
+    changed = torch.where(wrong, OTHER, ERROR)
+    assert errs_alike([ERROR], [changed], [wrong]) is False
+    assert errs_alike([ERROR], [changed], [~wrong]) is True
 
 
 def test_errors_of_other_shapes_are_not_alike():
-    assert not errs_alike([ERROR], [ERROR[1:]])
+    assert errs_alike([ERROR], [ERROR[1:]], [torch.ones_like(ERROR, dtype=torch.bool)]) is False
 
 
 @pytest.mark.parametrize("site", ["self_attn.v_proj", "self_attn", "mlp.act_fn", "mlp.down_proj"])
