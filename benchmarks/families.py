@@ -73,7 +73,8 @@ def main() -> int:
 
 def _campaign(family: str, options: argparse.Namespace) -> dict[str, Any]:
     folder = options.out / family
-    model = folder / "model"
+    model = options.out / "models" / family
+    folder.mkdir(exist_ok=True)
     if not (model / "config.json").exists():
         FAMILIES[family](model)
     file = _campaign_file(options.campaign, folder, model)
@@ -210,4 +211,5 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     sys.exit(main())
