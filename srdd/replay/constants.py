@@ -28,7 +28,7 @@ def repairing_constant(
     to be explained: `replay()` replays the module as it stands, `within_rounding` judges the result. None when no
     single constant explains them.
     """
-    for name, configured in _constants(module).items():
+    for name, configured in constants_of(module).items():
         found = _best(module, name, configured, replay)
         if found is not None and explains(module, found, replay, within_rounding):
             return found
@@ -46,7 +46,7 @@ def explains(
         return within_rounding(replay())
 
 
-def _constants(module: nn.Module) -> dict[str, float]:
+def constants_of(module: nn.Module) -> dict[str, float]:
     """The module's numbers, without those of dropout, which does nothing in evaluation."""
     return {
         name: value

@@ -18,9 +18,9 @@ from srdd.measurements import SiteReplay, WeightDamage, WrongConstant
 from srdd.probes.samples import unit_roundoff
 from srdd.replay.capture import ModuleCall, record
 from srdd.replay.compare import DRAWS, Comparison, compare_call, violating, within_rounding
-from srdd.replay.constants import explains, repairing_constant
+from srdd.replay.constants import constants_of, explains, repairing_constant
 from srdd.replay.module import ReplayDivergedError, replay_module
-from srdd.replay.part import amplified_and_tiny, run_part, spiked, unchanged
+from srdd.replay.part import amplified_and_tiny, run_part, spiked, tiny_rows, unchanged
 from srdd.replay.repeat import errs_alike
 from srdd.replay.weights import damaged_weights, outside
 from srdd.walk import LayerVisit
@@ -63,7 +63,9 @@ class HostReplay:
             return 0
         # Only innermost modules are amplified: an attention whose scores grow by the square is too near a tie to judge.
         for call in [call for call in self._own_run.walk() if not call.children]:
-            self._excite(visit, call, "amplified and tiny part", amplified_and_tiny)
+            constants = constants_of(visit.call.layer.get_submodule(call.name)).values()
+            tiny = tiny_rows(constants, visit.call.stream.dtype)
+            self._excite(visit, call, "amplified and tiny part", partial(amplified_and_tiny, tiny=tiny))
         for call in self._own_run.children:
             self._excite(visit, call, "spiked part", spiked)
         return 2 + self._ask_again(visit)

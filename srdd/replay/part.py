@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from srdd.replay.capture import ModuleCall, map_tensors, record
 
 AMPLIFICATION = -(2.0**6)  # of a submodule's input: larger than its data, and of the other sign
-TINY = 2.0**-10  # root mean square of a row whose square is what normalisations add an epsilon to
+TINY = 2.0**-10  # root mean square of a row whose square is what most normalisations add an epsilon to
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
@@ -32,8 +32,17 @@ def unchanged(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def amplified_and_tiny(x: torch.Tensor) -> torch.Tensor:
-    """Three rows of four amplified, each fourth made so small that a wrong epsilon shows."""
+def tiny_rows(epsilons: Iterable[float], dtype: torch.dtype) -> float:
+    """The root mean square of rows that show any of these constants where one is an epsilon: its square is no larger
+    than the smallest, as far as `dtype` has such numbers.
+    """
+    smallest = min(epsilons, default=TINY**2)
+    wanted = min(TINY, smallest**0.5)
+    return wanted if wanted > 16 * torch.finfo(dtype).smallest_normal else TINY
+
+
+def amplified_and_tiny(x: torch.Tensor, tiny: float = TINY) -> torch.Tensor:
+    """Three rows of four amplified, each fourth of root mean square `tiny` at most, so that a wrong epsilon shows."""
     wide = x.float()
     top = float(wide.abs().max())
     scale = AMPLIFICATION
@@ -41,7 +50,7 @@ def amplified_and_tiny(x: torch.Tensor) -> torch.Tensor:
         scale /= 2
     result = (wide * scale).reshape(-1, x.shape[-1])
     rows = wide.reshape(-1, x.shape[-1])[1::4]
-    result[1::4] = rows * (TINY / rows.square().mean(-1, keepdim=True).sqrt().clamp_min(TINY))
+    result[1::4] = rows * (tiny / rows.square().mean(-1, keepdim=True).sqrt().clamp_min(tiny))
     return result.reshape(x.shape).to(x.dtype)
 
 

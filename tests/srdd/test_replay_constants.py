@@ -20,7 +20,7 @@ def wrong_constants(report):
         ("llama", "self_attn", "scaling", 3.0),
         ("llama", "post_attention_layernorm", "variance_epsilon", 3.0),
         ("llama", "post_attention_layernorm", "variance_epsilon", 1e3),
-        ("bert", "attention.output.LayerNorm", "eps", 1e7),  # 1e-12 itself is below what any dtype shows
+        ("bert", "attention.output.LayerNorm", "eps", 1e7),
     ],
 )
 @pytest.mark.parametrize(
@@ -56,3 +56,13 @@ def test_the_copy_is_left_with_its_own_constant(make_model):
     with simulate(model, [Fault("wrong_constant", 0, site="self_attn")]):
         assert srdd.scan(model).findings
     assert srdd.scan(model).verdict == "healthy"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_epsilon_far_below_the_data_is_seen_too(make_model, dtype):
+    model = make_model("bert", layers=2, dtype=dtype)
+    with simulate(model, [Fault("wrong_constant", 0, site="attention.output.LayerNorm", factor=5.0)]):
+        report = srdd.scan(model)
+    (constant,) = wrong_constants(report)
+    assert constant.configured == 1e-12
+    assert constant.acting == pytest.approx(5e-12, rel=0.1)
