@@ -20,6 +20,12 @@ Data = Annotated[Path | None, typer.Option(help="Data for --model: .jsonl or .pa
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
 Seeds = Annotated[int, typer.Option(min=2, help="Number of seeds; at least 5 to say anything.")]
 Samples = Annotated[int, typer.Option(min=1, help="Texts a seed.")]
+Steps = Annotated[int, typer.Option(min=2, help="Training steps of a run.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Epochs they are divided into.")]
+Prompts = Annotated[int, typer.Option(min=1, help="Prompts a step.")]
+Completions = Annotated[int, typer.Option(min=2, help="Completions a prompt (GRPO).")]
+Rate = Annotated[float, typer.Option(min=0, help="Learning rate.")]
+Evaluated = Annotated[int, typer.Option(min=1, help="Problems in each evaluation.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the result as JSON, page and plot.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 

@@ -52,7 +52,7 @@ _PARTS = (
     "C[Si](C)(C)C",
     "Clc1ncccn1",
     "O=[N+]([O-])c1ccccc1",
-)  # fmt: skip -- a list of molecules, not of statements
+)
 
 
 def main() -> int:

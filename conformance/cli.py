@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import conformance
 from conformance import journal, text
 from conformance.cases import all_cases, choose
 from conformance.compare import compare
@@ -22,6 +22,7 @@ from hal.command_line import run_command
 from hal.errors import UsageError
 from hal.files import require_outputs, require_writable, write_text, write_texts
 from hal.progress_bar import progress_bar
+from hal.provenance import files_digest, source_files
 from hal.registry import get_backend
 
 PROGRAM = "python -m conformance"
@@ -160,7 +161,7 @@ def _identity(target: TorchBackend, plan: Plan) -> dict[str, str]:
     with target.numeric_mode(NumericMode(deterministic=True)):
         environment = describe(target)
     names = journal.fingerprint(case.name for case in plan.cases)
-    code = journal.code_fingerprint(Path(inspect.getfile(type(target))))
+    code = files_digest(source_files(target, conformance))
     return {"backend": target.name, "cases": names, "seeds": str(plan.seeds), "code": code, **environment}
 
 

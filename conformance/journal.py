@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import conformance
-import hal
 from conformance.results import CaseResult, case_from_json, case_to_json
 from hal.errors import UsageError
 
@@ -63,13 +61,6 @@ def append(file: IO[str], result: CaseResult) -> None:
 def fingerprint(names: Iterable[str]) -> str:
     """A short digest of a choice of cases."""
     return hashlib.blake2b("\n".join(names).encode(), digest_size=8).hexdigest()
-
-
-def code_fingerprint(*more: Path) -> str:
-    """A digest of the source of this suite, of what it measures by (`hal`), and of the files `more`."""
-    packages = (Path(package.__path__[0]) for package in (conformance, hal))
-    sources = [*(path for package in packages for path in package.rglob("*.py")), *more]
-    return fingerprint(path.read_text(encoding="utf-8") for path in sorted(sources))
 
 
 def _whole(lines: Iterable[str]) -> Iterator[CaseResult]:

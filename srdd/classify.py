@@ -67,9 +67,9 @@ def _site_kind(failed: Sequence[SiteReplay]) -> str:
 
 
 def _cache_kind(cache: CacheIntegrity) -> str:
-    return (
-        transfer_kind([cache.transfer]) if cache.repeats else _random_kind(cache.transfer.coverage, cache.transfer.size)
-    )
+    if cache.repeats:
+        return transfer_kind([cache.transfer])
+    return _random_kind(_few(cache.transfer.coverage), cache.transfer.size)
 
 
 def _transfers(failed: Sequence[SiteReplay]) -> list[Transfer]:
@@ -88,11 +88,11 @@ def stability_kind(stability: Stability, replay: Transfer | None) -> str:
             return kind
     if replay:
         return _random_transfer_kind(replay)
-    return _random_kind(stability.changed, stability.spread)
+    return _random_kind(_few(stability.changed), stability.spread)
 
 
-def _random_kind(touched: float, size: float) -> str:
-    if touched < thresholds.SPIKE_CHANGED:
+def _random_kind(spikes: bool, size: float) -> str:
+    if spikes:
         return "spike"
     return "noise" if size >= thresholds.NOISE_SPREAD else "non_determinism"
 
@@ -101,8 +101,12 @@ def _random_transfer_kind(entry: Transfer) -> str:
     """Few elements beyond rounding are spikes where they are larger than the signal, the tails of small noise
     otherwise.
     """
-    few = entry.coverage < thresholds.SPIKE_CHANGED and entry.size < thresholds.SPIKE_SIZE
-    return _random_kind(1.0 if few else entry.coverage, entry.size)
+    return _random_kind(_few(entry.coverage) and entry.size >= thresholds.SPIKE_SIZE, entry.size)
+
+
+def _few(share: float) -> bool:
+    """Whether so small a share of the elements is touched as spikes touch."""
+    return share < thresholds.SPIKE_CHANGED
 
 
 def transfer_kind(entries: Sequence[Transfer]) -> str:
@@ -124,7 +128,7 @@ def transfer_kind(entries: Sequence[Transfer]) -> str:
 
 
 def _few_far_out(entry: Transfer) -> bool:
-    return entry.coverage < thresholds.SPIKE_CHANGED and abs(entry.offset) > thresholds.SPIKE_HEIGHT
+    return _few(entry.coverage) and abs(entry.offset) > thresholds.SPIKE_HEIGHT
 
 
 def _explanations(entry: Transfer) -> list[str]:

@@ -9,7 +9,22 @@ from typing import Annotated
 
 import typer
 
-from aqn.command_options import Backend, Device, Dtype, Model, Quiet, Seeds, counted, wide_console
+from aqn.command_options import (
+    Backend,
+    Completions,
+    Device,
+    Dtype,
+    Epochs,
+    Evaluated,
+    Model,
+    Prompts,
+    Quiet,
+    Rate,
+    Seeds,
+    Steps,
+    counted,
+    wide_console,
+)
 from aqn.config import AqnConfig
 from aqn.experiments.result import require_output
 from aqn.training.arms import ARMS, Fault
@@ -32,12 +47,12 @@ def train_command(
     sigma: Annotated[float, typer.Option(min=0, help="Strength of the noise.")] = 0.05,
     mode: Annotated[str, typer.Option(help="matmul or all_ops.")] = "matmul",
     config: Annotated[Path | None, typer.Option(help="YAML of python -m aqn guide, for the guided arm.")] = None,
-    steps: Annotated[int, typer.Option(min=2, help="Training steps of a run.")] = 60,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs they are divided into.")] = 2,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts a step.")] = 8,
-    completions: Annotated[int, typer.Option(min=2, help="Completions a prompt (GRPO).")] = 8,
-    rate: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 2e-4,
-    evaluated: Annotated[int, typer.Option(min=1, help="Problems in each evaluation.")] = 200,
+    steps: Steps = 60,
+    epochs: Epochs = 2,
+    prompts: Prompts = 8,
+    completions: Completions = 8,
+    rate: Rate = 2e-4,
+    evaluated: Evaluated = 200,
     model: Model = None,
     data: Annotated[Path | None, typer.Option(help="Training questions and answers: .jsonl or .parquet.")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="Held-out questions and answers.")] = None,
@@ -80,13 +95,8 @@ def train_command(
     )
     source = bundled_problems if data is None or eval_data is None else file_problems(data, eval_data)
     require_output(out)
-    total = seeds * len(chosen) * steps
     with counted("training", quiet) as progress:
-
-        def report(arm: str, seed: int, step: int) -> None:
-            progress((seed * len(chosen) + chosen.index(arm)) * steps + step, total)
-
-        result = run_study(study, target, out, report, source)
+        result = run_study(study, target, out, study.counter(progress), source)
     result.options["command"] = " ".join(["python -m aqn", *sys.argv[1:]])
     result.save(out)
     lines = curves(out, chosen, "reward" if method == "grpo" else "loss")

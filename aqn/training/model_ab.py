@@ -9,7 +9,21 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from aqn.command_options import Backend, Device, Dtype, Model, Quiet, Seeds, counted
+from aqn.command_options import (
+    Backend,
+    Completions,
+    Device,
+    Dtype,
+    Epochs,
+    Evaluated,
+    Model,
+    Prompts,
+    Quiet,
+    Rate,
+    Seeds,
+    Steps,
+    counted,
+)
 from aqn.experiments.result import Result, require_output
 from aqn.training.arms import BASELINE, LAYER_OUTPUT, Fault
 from aqn.training.recipe import Recipe
@@ -25,13 +39,8 @@ MODEL_B: Final = "epoch_aware"
 
 def compare_models(study: Study, backend: TorchBackend, out: Path, quiet: bool) -> Result:
     """Make the study's runs and compare Model A with Model B in every measure, beside the study's own comparisons."""
-    total = study.seeds * len(study.arms) * study.recipe.steps
     with counted("model A and B", quiet) as progress:
-
-        def report(arm: str, seed: int, step: int) -> None:
-            progress((seed * len(study.arms) + study.arms.index(arm)) * study.recipe.steps + step, total)
-
-        result = run_study(study, backend, out, report)
+        result = run_study(study, backend, out, study.counter(progress))
     result.experiment = "model_ab"
     result.title = f"Model A ({MODEL_A}) and Model B ({MODEL_B}, all layers). {result.title}"
     for measure in dict.fromkeys(cell.measure for cell in result.cells):
@@ -51,12 +60,12 @@ def model_ab_command(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Its threshold.")] = 0.25,
     sigma: Annotated[float, typer.Option(min=0, help="Strength of the noise at the schedule's start.")] = 0.05,
     mode: Annotated[str, typer.Option(help="Noise on matmul, all_ops, or the layer's output.")] = LAYER_OUTPUT,
-    steps: Annotated[int, typer.Option(min=2, help="Training steps of a run.")] = 60,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs they are divided into.")] = 2,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts a step.")] = 8,
-    completions: Annotated[int, typer.Option(min=2, help="Completions a prompt (GRPO).")] = 8,
-    rate: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 2e-4,
-    evaluated: Annotated[int, typer.Option(min=1, help="Problems in each evaluation.")] = 200,
+    steps: Steps = 60,
+    epochs: Epochs = 2,
+    prompts: Prompts = 8,
+    completions: Completions = 8,
+    rate: Rate = 2e-4,
+    evaluated: Evaluated = 200,
     model: Model = None,
     backend: Backend = "auto",
     device: Device = None,

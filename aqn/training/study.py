@@ -64,6 +64,15 @@ class Study:
     recipe: Recipe
     dtype: str = "float32"
 
+    def counter(self, progress: Callable[[int, int], None]) -> Report:
+        """What tells `progress(done, total)` of every step, over all seeds and arms."""
+        total = self.seeds * len(self.arms) * self.recipe.steps
+
+        def report(arm: str, seed: int, step: int) -> None:
+            progress((seed * len(self.arms) + self.arms.index(arm)) * self.recipe.steps + step, total)
+
+        return report
+
     def settings(self) -> dict[str, Any]:
         """What a run depends on, for the folder's record: a folder holds runs of one setting only."""
         return {

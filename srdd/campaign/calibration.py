@@ -39,4 +39,4 @@ def _bins(first: list[tuple[float, bool]]) -> Iterator[ConfidenceBin]:
 
 def _right(outcome: Outcome) -> bool:
     fault = outcome.fault
-    return bool(fault and outcome.changed) and fault is not None and outcome.findings[0].layer == fault["layer"]
+    return fault is not None and outcome.changed > 0 and bool(outcome.findings[0].layer == fault["layer"])

@@ -19,11 +19,11 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array, roundoff
     was held in. Where one is not finite and the other is, the deviation is infinite; two values that are not
     finite agree.
     """
-    excess = _excess(expected, actual, allowance)
-    worst = _capped(excess)
+    exceeded = excess(expected, actual, allowance)
+    worst = _capped(exceeded)
     if worst <= 1:
-        return no_violation(worst, int(excess.shape[-1]))
-    violating = excess > 1
+        return no_violation(worst, int(exceeded.shape[-1]))
+    violating = exceeded > 1
     with np.errstate(invalid="ignore", over="ignore"):
         error = actual - expected
     units = violating.any(axis=0)
@@ -57,24 +57,27 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array, roundoff
     )
 
 
+def excess(expected: Array, actual: Array, allowance: Array) -> Array:
+    """The deviation of each element over its allowance; infinite where one is finite and the other is not, 0 where
+    neither is.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        shares: Array = np.abs(actual - expected) / np.maximum(allowance, TINY)
+    if np.isfinite(shares).all():
+        return shares
+    finite = np.isfinite(expected), np.isfinite(actual)
+    agree = (finite[0] == finite[1]) | np.isinf(allowance)
+    return np.where(finite[0] & finite[1], shares, np.where(agree, 0.0, np.inf))
+
+
 def largest_excess(expected: Array, actual: Array, allowance: Array) -> float:
     """The `violation` of the transfer alone."""
-    return _capped(_excess(expected, actual, allowance))
+    return _capped(excess(expected, actual, allowance))
 
 
 def no_violation(share: float, width: int) -> Transfer:
     """The transfer of values that all stay within their allowance, by this `share` of it at most."""
     return Transfer(share, 0.0, 0, width, 0.0, 0.0, 0.0, False, NAN, NAN, NAN, NAN, 0.0)
-
-
-def _excess(expected: Array, actual: Array, allowance: Array) -> Array:
-    with np.errstate(invalid="ignore", over="ignore"):
-        excess: Array = np.abs(actual - expected) / np.maximum(allowance, TINY)
-    if np.isfinite(excess).all():
-        return excess
-    finite = np.isfinite(expected), np.isfinite(actual)
-    agree = (finite[0] == finite[1]) | np.isinf(allowance)
-    return np.where(finite[0] & finite[1], excess, np.where(agree, 0.0, np.inf))
 
 
 def _capped(excess: Array) -> float:

@@ -13,14 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from srdd.measurements import NAN, Transfer
 from srdd.probes.samples import Array, to_host, unit_roundoff
-from srdd.probes.transfer import describe_transfer, largest_excess, no_violation
+from srdd.probes.transfer import describe_transfer, excess, largest_excess, no_violation
 from srdd.replay.arithmetic import RoundingSpread, WideArithmetic, may_overflow, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
 from srdd.replay.drift import rounding_drift
 from srdd.replay.module import Replay, replay_module
 
 DRAWS = (8, 24, 48)  # a few draws may understate an element's spread threefold: they may acquit, not accuse
-SURE = 1.0
 # The spread is sampled from runs with every rounding at its largest. Real roundings are uniform below that
 # (a standard deviation sqrt(3) smaller), so 8 of these are about 14 standard deviations of a healthy device.
 WIDTH = 8.0
@@ -56,11 +55,9 @@ def compare_call(
 
 def violating(replay: Replay, dtype: torch.dtype) -> list[torch.Tensor]:
     """For each value of the replay, which of its elements differ by more than rounding."""
-    masks = []
-    for (expected, actual), spread in zip(replay.pairs(), replay.spread(DRAWS[0]), strict=True):
-        values = _Values(_rows(expected), _rows(actual), dtype, replay.spoilt)
-        masks.append(torch.from_numpy(values.beyond(_rows(spread))).reshape(expected.shape))
-    return masks
+    spreads = replay.spread(DRAWS[0])
+    masks = [values.beyond(_rows(spread)) for values, spread in zip(_values(replay, dtype), spreads, strict=True)]
+    return [torch.from_numpy(mask).reshape(value.shape) for mask, value in zip(masks, replay.exact, strict=True)]
 
 
 def within_rounding(replay: Replay, dtype: torch.dtype) -> bool:
@@ -89,11 +86,7 @@ def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer
     explain the difference, which most modules of a healthy device never need, and drawn more often before
     anything is accused: a softmax near a tie may jump in one draw of many.
     """
-    values = [
-        _Values(_rows(value), _rows(returned), dtype, replay.spoilt)
-        for value, returned in replay.pairs()
-        if value.numel()
-    ]
+    values = [entry for entry in _values(replay, dtype) if entry.expected.size]
     worst = max(entry.violation(None) for entry in values)
     if worst <= 1:
         # Whatever was computed has a spread of one rounding at least, so its share of the whole allowance is known.
@@ -122,7 +115,7 @@ class _Values:
         return largest_excess(self.expected, self.actual, self._allowance(spread))
 
     def beyond(self, spread: Array) -> NDArray[np.bool_]:
-        return np.abs(self.actual - self.expected) > self._allowance(spread)
+        return excess(self.expected, self.actual, self._allowance(spread)) > 1
 
     def transfer(self, spread: Array) -> Transfer:
         roundoff = unit_roundoff(self.dtype)
@@ -142,5 +135,11 @@ class _Values:
         return np.where((size > 0.99 * limits.max) | undefined, np.inf, allowance)
 
 
+def _values(replay: Replay, dtype: torch.dtype) -> list[_Values]:
+    return [_Values(_rows(exact), _rows(actual), dtype, replay.spoilt) for exact, actual in replay.pairs()]
+
+
 def _rows(tensor: torch.Tensor) -> Array:
+    if not tensor.numel():  # experts to which no token was routed
+        return np.empty((0, 1))
     return to_host(tensor if tensor.dim() else tensor.reshape(1))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from conformance import cli, journal, runner
+from conformance import cli, runner
 from conformance.cases import choose
 from conformance.cli import main
 
@@ -83,7 +83,7 @@ def test_the_journal_of_another_device_is_refused(stopped, capsys, monkeypatch):
 
 
 def test_the_journal_of_other_code_is_refused(stopped, capsys, monkeypatch):
-    original = journal.code_fingerprint
-    monkeypatch.setattr(journal, "code_fingerprint", lambda *files: original(*files) + "0")
+    original = cli.files_digest
+    monkeypatch.setattr(cli, "files_digest", lambda files: original(files) + "0")
     assert main([*RUN, str(stopped)]) == 2
     assert "is of another run" in capsys.readouterr().err
