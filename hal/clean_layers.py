@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from hal.checkpoint import CheckpointWeights
 from hal.errors import ModelError
+from hal.skeleton import fresh_instance, on_meta, stripped_copy, transformers_model
 from hal.structure import LayerStack
-
-# Kernels without a host form, and the host's own word for the same mathematics.
-_HOST_ATTENTION = {"flash_attention_2": "sdpa", "flash_attention_3": "sdpa", "flex_attention": "sdpa"}
 
 
 class WeightSource(Protocol):
@@ -46,7 +44,7 @@ class CleanLayers:
         do not fit, for example because the weights are quantised.
         """
         original = self._stack.layers[index]
-        clean = copy.deepcopy(self._skeleton[index]) if self._skeleton else _stripped_copy(original)
+        clean = copy.deepcopy(self._skeleton[index]) if self._skeleton else stripped_copy(original)
         weights = {name: self._clean_weight(index, name, value) for name, value in original.state_dict().items()}
         try:
             clean.load_state_dict(weights, strict=True, assign=True)
@@ -69,43 +67,16 @@ def _skeleton(model: nn.Module, stack: LayerStack) -> tuple[nn.Module, ...]:
     transformers model.
     """
     from accelerate import init_empty_weights
-    from transformers import PreTrainedModel
 
-    owner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-    if owner is None:
+    found = transformers_model(model)
+    if found is None:
         return ()
-    prefix = next(name for name, module in model.named_modules() if module is owner)
+    prefix, owner = found
     inner = stack.path.removeprefix(f"{prefix}.") if prefix else stack.path
-    with torch.device("meta"):
-        layers = _fresh(owner, inner)
+    layers = tuple(on_meta(owner).get_submodule(inner).children())
     if any(set(dict(layer.named_buffers())) - set(layer.state_dict()) for layer in layers):
         # Buffers that no checkpoint has must be computed. This way each weight is allocated for a moment, and leaves
         # address space behind that a limit on memory counts.
         with init_empty_weights(include_buffers=False):
-            layers = _fresh(owner, inner)
+            layers = tuple(fresh_instance(owner).get_submodule(inner).children())
     return layers
-
-
-def _fresh(owner: Any, inner: str) -> tuple[nn.Module, ...]:
-    fresh: nn.Module = type(owner)(_host_config(owner.config))
-    return tuple(fresh.get_submodule(inner).children())
-
-
-def _host_config(config: Any) -> Any:
-    host = copy.deepcopy(config)
-    implementation = str(getattr(config, "_attn_implementation", None))
-    host._attn_implementation = _HOST_ATTENTION.get(implementation, implementation)
-    host._experts_implementation = "eager"
-    return host
-
-
-def _stripped_copy(layer: nn.Module) -> nn.Module:
-    """A copy without hooks and without attributes that shadow the class's methods."""
-    clean = copy.deepcopy(layer)
-    for module in clean.modules():
-        for name, value in list(vars(module).items()):
-            if name.endswith("_hooks") and hasattr(value, "clear"):
-                value.clear()
-            elif callable(value) and callable(getattr(type(module), name, None)):
-                delattr(module, name)
-    return clean

@@ -140,7 +140,8 @@ def _explanations(entry: Transfer) -> list[str]:
     shortened = 0 <= entry.ratio < 1
     whole = entry.coverage > thresholds.COVERED or entry.diverse
     fixed = entry.constant > thresholds.PURE and entry.coverage > thresholds.COVERED and not entry.spared_large
-    if fixed and (entry.diverse or entry.zeroed > thresholds.PURE):
+    spoilt = entry.not_finite > thresholds.PURE
+    if fixed and not spoilt and (entry.diverse or entry.zeroed > thresholds.PURE):
         kinds.append("stuck_at")
     if entry.zeroed > thresholds.PURE:
         kinds.append("dead_zone")
@@ -148,7 +149,7 @@ def _explanations(entry: Transfer) -> list[str]:
         kinds.append("saturation")
     if entry.one_bit > thresholds.PURE:
         kinds.append("bit_flip")
-    if entry.not_finite > thresholds.PURE:
+    if spoilt:
         kinds.append("non_finite")
     if whole and entry.offset_spread < thresholds.SPREAD:
         kinds.append("bias")

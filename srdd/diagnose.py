@@ -12,7 +12,9 @@ from srdd import thresholds
 from srdd.classify import layer_kind, weight_kind
 from srdd.evidence import Evidence, carries_stream, known_differences, leaning_site, violating_sites, weigh
 from srdd.measurements import LayerMeasurement, Measurements, SiteReplay
-from srdd.suggest import describe_constant, describe_damage, suggestion
+from srdd.suggest import OF_INPUT, describe_constant, describe_damage, suggestion
+
+OUTSIDE = "outside the layers"
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,29 @@ def diagnose(measurements: Measurements) -> Diagnosis:
     """
     carries = carries_stream(measurements.layers)
     known = dict(measurements.known)
-    weighed = [weigh(layer, carries, known) for layer in measurements.layers]
+    rows = (*measurements.layers, *measurements.outside)
+    weighed = [weigh(row, carries, known) for row in rows]
     accused = [
-        (layer, [entry for entry in evidence if entry.excess > 1])
-        for layer, evidence in zip(measurements.layers, weighed, strict=True)
+        (row, [entry for entry in evidence if entry.excess > 1])
+        for row, evidence in zip(rows, weighed, strict=True)
         if evidence and evidence[0].excess > 1
     ]
-    accused = [*((layer, [Evidence("finite", math.inf, 1.0)]) for layer in _spoilt_inputs(measurements)), *accused]
+    altered = {site.site for row, _ in accused for site in violating_sites(row, known) if not row.site}
+    accused = [entry for entry in accused if not _explained(entry[0], altered)]
+    spoilt = [layer for layer in _spoilt_inputs(measurements) if not _source_is_known(layer, accused)]
+    accused = [*((layer, [Evidence("finite", math.inf, 1.0)]) for layer in spoilt), *accused]
     accused.sort(key=lambda entry: -entry[1][0].excess)
     findings = tuple(_finding(rank, layer, alarms, known) for rank, (layer, alarms) in enumerate(accused, start=1))
-    scores = tuple(evidence[0].excess if evidence else 0.0 for evidence in weighed)
-    return Diagnosis(findings, _labels(measurements, findings), scores, _notes(measurements, carries))
+    inside = [finding for finding, (row, _) in zip(findings, accused, strict=True) if row not in measurements.outside]
+    scores = tuple(evidence[0].excess if evidence else 0.0 for evidence in weighed[: len(measurements.layers)])
+    return Diagnosis(findings, _labels(measurements, inside), scores, _notes(measurements, carries))
+
+
+def place(finding: Finding, layers: Sequence[LayerMeasurement]) -> str:
+    """Where a finding is, in words: "layer 7", or "outside the layers"."""
+    layer = next((row.site for row in layers if row.index == finding.layer), "")
+    site = finding.site.removeprefix(OF_INPUT)
+    return f"layer {finding.layer}" if f"{site}.".startswith(f"{layer}.") else OUTSIDE
 
 
 def kurtosis_edges(layers: Sequence[LayerMeasurement]) -> list[float]:
@@ -83,6 +97,18 @@ def kurtosis_edges(layers: Sequence[LayerMeasurement]) -> list[float]:
     centre = median(known)
     spread = 1.4826 * median(abs(step - centre) for step in known)
     return [(step - centre) / max(spread, 1e-9) if math.isfinite(step) else 0.0 for step in steps]
+
+
+def _explained(row: LayerMeasurement, altered: Collection[str]) -> bool:
+    """Whether a layer only seems at fault because what alters its input does so again at each of the probes' runs:
+    replay, which knows what it was given, has nothing against it.
+    """
+    return f"{OF_INPUT}{row.site}" in altered and bool(row.replay) and not violating_sites(row)
+
+
+def _source_is_known(layer: LayerMeasurement, accused: Sequence[tuple[LayerMeasurement, list[Evidence]]]) -> bool:
+    """Whether something outside the layers is accused of what this one was given."""
+    return any(row.index == layer.index and not row.site for row, _ in accused)
 
 
 def _spoilt_inputs(measurements: Measurements) -> list[LayerMeasurement]:
@@ -113,7 +139,7 @@ def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: 
         label=_label(kind, layer),
         confidence=1 - 0.5 / alarms[0].excess,
         evidence=tuple(alarms),
-        suggestion=suggestion(kind, layer.index, site, detail, damaged is not None),
+        suggestion=suggestion(kind, layer.index, site, detail, damaged is not None, outside=not layer.site),
     )
 
 
@@ -122,7 +148,7 @@ def _place(layer: LayerMeasurement, probes: Collection[str], failed: list[SiteRe
     what contains them all.
     """
     if not layer.finite_input:
-        return f"input of {layer.site}", ""
+        return f"{OF_INPUT}{layer.site}", ""
     if not failed and layer.kv_cache and probes == {"kv_cache"}:
         return f"{layer.site}.kv_cache", ""
     if not failed and layer.checksum and probes == {"checksum"}:
@@ -188,6 +214,6 @@ def _notes(measurements: Measurements, carries: bool) -> tuple[str, ...]:
             "(post-norm blocks, scaled residuals)"
         )
     known = dict(measurements.known)
-    differing = known_differences(measurements.layers, known)
+    differing = known_differences((*measurements.layers, *measurements.outside), known)
     notes.extend(f"operator {name} differs, as is known of this backend: {known[name]}" for name in differing)
     return tuple(notes)

@@ -181,8 +181,7 @@ class LayerMeasurement:
     """One row: everything measured at one layer. `finite_input` and `finite_output` say whether all its values
     were finite; where they were not, the probes are None. `kv_cache` is None for a layer without one and
     `checksum`, the worst of its products, for one without linear modules, `replay` at level quick and `weights`
-    without a checkpoint; the first layer's `weights` cover what comes before the layers too, the last one's
-    what comes behind.
+    without a checkpoint.
     """
 
     index: int
@@ -213,7 +212,9 @@ class Cost:
 @dataclass(frozen=True)
 class Measurements:
     """One scan: a row per layer, in order, with the dtype's unit roundoff that scales every rounding bound, notes of
-    the replay, and the operators whose results are `known` to differ on this backend, each with the reason.
+    the replay, and the operators whose results are `known` to differ on this backend, each with the reason. `outside`
+    has further rows, of replay and weights alone, for what lies outside the layers: under the first layer's index what
+    comes before the layers, under the last one's what comes behind, and under any what it is handed.
     """
 
     layers: tuple[LayerMeasurement, ...]
@@ -224,3 +225,4 @@ class Measurements:
     probes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     known: tuple[tuple[str, str], ...] = ()
+    outside: tuple[LayerMeasurement, ...] = ()

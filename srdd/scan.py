@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 from hal.backend import NumericMode, TorchBackend
+from hal.checkpoint import CheckpointWeights
+from hal.clean_outside import SharedWeights
 from hal.errors import ModelError, UsageError
 from hal.memory import named_when_full
 from hal.registry import get_backend
@@ -25,6 +28,7 @@ from srdd.probes.measure import PROBES, measure_layer
 from srdd.probes.samples import unit_roundoff
 from srdd.prompts import DEFAULT, require_prompts
 from srdd.replay.host import HostReplay
+from srdd.replay.outside import OutsideReplay
 from srdd.report.model import Report
 from srdd.threads import host_threads
 from srdd.trials import TRIALS
@@ -62,13 +66,15 @@ def scan(
     ids = pack(tokenizer, require_prompts(list(prompts) if prompts is not None else list(DEFAULT), "prompts"), model)
     stack = find_layer_stack(model)
     _require_one_stream(model)
-    replay = None
+    replay, outside = None, None
     with named_when_full(
         f"a scan at level {level}", "give it more, fewer prompts or --level quick, or stream (--stream)"
     ):
         if level == "full":
             replay = HostReplay(model, stack, Path(checkpoint) if checkpoint else None, seed)
-        return _Scan(model, stack, target, ids, tuple(probes), replay, seed, progress, trials).run()
+            weights = SharedWeights(model, CheckpointWeights(Path(checkpoint))) if checkpoint else None
+            outside = OutsideReplay(model, stack, weights, seed)
+        return _Scan(model, stack, target, ids, tuple(probes), replay, outside, seed, progress, trials).run()
 
 
 def scan_checkpoint(
@@ -130,6 +136,7 @@ class _Scan:
         ids: torch.Tensor,
         probes: tuple[str, ...],
         replay: HostReplay | None,
+        outside: OutsideReplay | None,
         seed: int,
         progress: Progress | None,
         trials: int,
@@ -140,6 +147,7 @@ class _Scan:
         self._ids = ids
         self._probes = probes
         self._replay = replay
+        self._outside = outside
         self._seed = seed
         self._progress = progress
         self._trials = trials
@@ -159,9 +167,9 @@ class _Scan:
         ):
             environment = self._environment()
             walk.run(self._forward)
-        if not self._rows:
-            raise ModelError(f"no layer of {self._stack.path} ran during the model's forward pass: nothing to scan")
-        measurements = self._measurements()
+            if not self._rows:
+                raise ModelError(f"no layer of {self._stack.path} ran during the model's forward pass: nothing to scan")
+            measurements = self._measurements()
         cost = Cost(walk.forward_equivalents, time.perf_counter() - start, self._backend.memory().peak)
         level = "full" if self._replay else "quick"
         name = _model_name(self._model)
@@ -169,6 +177,7 @@ class _Scan:
 
     def _measurements(self) -> Measurements:
         dtype = _dtype_of(self._model)
+        outside = self._outside.finish(dtype, self._backend.device) if self._outside else ()
         return Measurements(
             layers=tuple(sorted(self._rows, key=lambda row: row.index)),
             unit_roundoff=unit_roundoff(dtype),
@@ -176,12 +185,15 @@ class _Scan:
             tokens=self._ids.numel(),
             hidden=self._hidden,
             probes=self._probes,
-            notes=tuple(self._replay.notes) if self._replay else (),
+            notes=tuple(note for replay in (self._replay, self._outside) if replay for note in replay.notes),
             known=tuple(self._backend.known_failures.items()),
+            outside=outside,
         )
 
     def _forward(self) -> None:
-        run_forward(self._model, self._ids.to(self._backend.device))
+        # Its hooks come behind those of the walk, which runs layers again inside their own calls.
+        with self._outside.recording() if self._outside else nullcontext():
+            run_forward(self._model, self._ids.to(self._backend.device))
 
     def _visit(self, visit: LayerVisit) -> None:
         self._hidden = int(visit.call.stream.shape[-1])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from srdd.measurements import WeightDamage, WrongConstant
 
+# What begins the name of a site that is no module, but what one was handed, or what the whole model returned.
+OF_INPUT, OF_OUTPUT = "input of ", "output of "
+
 _CAUSE = {
     "dead_zone": "small values come back as zero: suspect underflow, a 4-bit format or a flushed subnormal",
     "saturation": "large values are cut off: suspect an overflow mode, a clamp or a narrow accumulator",
@@ -23,19 +26,20 @@ _CAUSE = {
 }
 
 
-def suggestion(kind: str, layer: int, site: str, detail: str = "", weights: bool = False) -> str:
+def suggestion(kind: str, layer: int, site: str, detail: str = "", weights: bool = False, outside: bool = False) -> str:
     """One sentence on the likely cause, with the `detail` that is known, and what to do next; `weights` says that
-    damaged ones are the cause.
+    damaged ones are the cause, `outside` that the site belongs to no layer.
     """
     cause = f"{_CAUSE[kind]}: {detail}" if detail else _CAUSE[kind]
     if weights:
         return f"{cause}. Next: load the weights again and scan again."
+    if site.startswith((OF_INPUT, OF_OUTPUT)):
+        return f"{cause}. Next: look for what alters the {site} after it was made: hooks, copies, memory."
+    rerun = f"rerun {site}" if outside else f"rerun layer {layer} ({site})"
     _, _, part = site.partition(f".{layer}.")
     place = f" --site {part}" if part and part != "kv_cache" else ""
-    return (
-        f"{cause}. Next: rerun layer {layer} ({site}) in float32 and scan again: "
-        f"python -m srdd verify-fix --layer {layer}{place}"
-    )
+    arguments = f"--site {site}" if outside else f"--layer {layer}{place}"
+    return f"{cause}. Next: {rerun} in float32 and scan again: python -m srdd verify-fix {arguments}"
 
 
 def describe_constant(constant: WrongConstant) -> str:

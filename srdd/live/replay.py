@@ -63,8 +63,9 @@ class EngineReplay(HostReplay):
 
     def finish(self, visit: LayerVisit) -> Any:
         """The worst result of each site, by the reference's names."""
+        rows = super().finish(visit)
         self._reference = None
-        return super().finish(visit)
+        return rows
 
     def _ask_again(self, visit: LayerVisit) -> int:
         """Not done: the calls that differ are those of the reference, and the engine has other modules."""
@@ -76,26 +77,24 @@ class EngineReplay(HostReplay):
         for translated in translate(tree, self._reference):
             super()._compare_tree(visit, translated, excitation)
 
-    def _keep(self, comparison: Comparison, excitation: str) -> None:
+    def _judged(self, comparison: Comparison) -> Comparison | None:
         module = self._reference.module(comparison.name) if self._reference is not None else None
         if not self._whole and comparison.name and module is not None and any(True for _ in module.children()):
-            return  # attention or MLP in one: the roundings of its shards and of their sum are not drawn
+            return None  # attention or MLP in one: the roundings of its shards and of their sum are not drawn
         if self._reference is not None and self._reference.is_attention(comparison.name):
             wider = max(1.0, EXPONENTIAL / (WIDTH * torch.finfo(self._dtype).eps / 2))
             transfer = replace(comparison.transfer, violation=comparison.transfer.violation / wider)
-            comparison = replace(comparison, transfer=transfer)
-        super()._keep(comparison, excitation)
+            return replace(comparison, transfer=transfer)
+        return comparison
 
     def _make_reference(self, visit: LayerVisit) -> Reference:
-        if self._clean is None:
-            self._clean = self._clean_layers.layer(visit.index)
         positions = visit.call.positions()
         if positions is None:
             raise ModelError(f"{visit.site} was called without positions: its replay needs them")
         positions = positions.to("cpu")[None]
         probe = torch.zeros(1, positions.shape[-1], 1, dtype=self._dtype)
         rotary = self._rotary_module(probe, positions)
-        return Reference(self._clean, _engines_own(visit.call.layer, positions, rotary), self._whole)
+        return Reference(self._clean_of(visit), _engines_own(visit.call.layer, positions, rotary), self._whole)
 
 
 def _engines_own(

@@ -49,6 +49,14 @@ class ModuleCall:
         for child in self.children:
             yield from child.walk()
 
+    def compared(self, args: Any, kwargs: Any) -> list[torch.Tensor]:
+        """Of the arguments of such a call, the tensors that its caller answers for."""
+        return [*tensors_in(args), *tensors_in(kwargs)]
+
+    def handed(self) -> list[torch.Tensor]:
+        """Those of this call."""
+        return self.compared(self.args, self.kwargs)
+
 
 @contextmanager
 def record(layer: nn.Module) -> Iterator[list[ModuleCall]]:
@@ -125,7 +133,10 @@ def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, dict):
-        return {key: map_tensors(item, function) for key, item in value.items()}
+        entries = {key: map_tensors(item, function) for key, item in value.items()}
+        return (
+            type(value)(**entries) if hasattr(value, "to_tuple") else entries
+        )  # transformers' ModelOutput keeps its kind
     if type(value) in (tuple, list):
         return type(value)(map_tensors(item, function) for item in value)
     return value

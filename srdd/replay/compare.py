@@ -28,29 +28,48 @@ LAST_ROUNDINGS = 2.0  # and two roundings of the result itself, for kernels that
 
 @dataclass(frozen=True)
 class Comparison:
-    """One replayed call: where (`name` below the layer, `operator`), how its values transfer, and which way its
-    roundings `drift`.
+    """One replayed call: where (`name` below the layer, `operator`; `of_input`: what the module was handed, not what it
+    made), how its values transfer, and which way its roundings `drift`.
     """
 
     name: str
     operator: str
     transfer: Transfer
     drift: float = NAN
+    of_input: bool = False
 
 
 def compare_call(
-    call: ModuleCall, clean: nn.Module, dtype: torch.dtype, seed: int, draws: Sequence[int], drift: bool
+    call: ModuleCall,
+    clean: nn.Module,
+    dtype: torch.dtype,
+    seed: int,
+    draws: Sequence[int],
+    drift: bool,
+    inner: torch.dtype | None = None,
 ) -> list[Comparison]:
     """Compare one module's own arithmetic with the device's; where it fails, its operators too. The spread is drawn
     `draws[0]` times, and again with each further number as long as the values still seem to differ. `drift` asks
-    whether roundings lean one way, too.
+    whether roundings lean one way, too. `inner` is the dtype that the module computes in before it rounds its result to
+    `dtype`, that same if left out.
     """
-    replay = replay_module(call, clean, unit_roundoff(dtype), seed)
+    replay = replay_module(call, clean, unit_roundoff(inner or dtype), seed)
     lean = rounding_drift(call, clean, replay.exact, replay.actual) if drift else NAN
     own = Comparison(call.name, "", _worst(replay, dtype, draws), lean)
     if own.transfer.violation <= 1:
         return [own]
     return [own, *(_compare_operator(entry, dtype, seed, draws) for entry in call.operators)]
+
+
+def compare_value(replay: Replay, index: int, dtype: torch.dtype) -> Transfer:
+    """How one of the replay's values transfers, by its number."""
+    one = Replay(
+        [replay.exact[index]],
+        [replay.actual[index]],
+        lambda draws: [replay.spread(draws)[index]],
+        replay.spoilt,
+    )
+    return _worst(one, dtype, DRAWS)
 
 
 def violating(replay: Replay, dtype: torch.dtype) -> list[torch.Tensor]:

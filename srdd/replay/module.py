@@ -54,9 +54,18 @@ def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int
     if _is_plain_product(module, call):
         return _replay_linear(call, module, roundoff)
     try:
-        return _replay(call, roundoff, seed, partial(_run_own, call, clean, module), _own_values(call))
+        return replay_own(call, clean, roundoff, seed)
     except (ReplayDivergedError, RuntimeError):
         return _replay(call, roundoff, seed, partial(_run_whole, call, module), tensors_in(call.output))
+
+
+def replay_own(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -> Replay:
+    """Replay the own arithmetic of the module of `call` on its clean copy below `clean`; what its submodules returned
+    is the device's. Raises ReplayDivergedError, or what the module raises, where the calls do not match.
+    """
+    return _replay(
+        call, roundoff, seed, partial(_run_own, call, clean, clean.get_submodule(call.name)), _own_values(call)
+    )
 
 
 def _is_plain_product(module: nn.Module, call: ModuleCall) -> TypeGuard[nn.Linear]:
@@ -64,8 +73,8 @@ def _is_plain_product(module: nn.Module, call: ModuleCall) -> TypeGuard[nn.Linea
 
 
 def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: list[torch.Tensor]) -> Replay:
-    given = [*_handed(call), *(tensor for child in call.children for tensor in tensors_in(child.output))]
-    overflowing = may_overflow([*_handed(call), *actual])
+    given = [*call.handed(), *(tensor for child in call.children for tensor in tensors_in(child.output))]
+    overflowing = may_overflow([*call.handed(), *actual])
     exact = run(WideArithmetic(overflowing))
     if len(exact) != len(actual) or any(a.shape != b.shape for a, b in zip(exact, actual, strict=True)):
         raise ReplayDivergedError(f"'{call.name}' gives other tensors on the host than on the device")
@@ -116,11 +125,7 @@ def _forward(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) ->
 
 
 def _own_values(call: ModuleCall) -> list[torch.Tensor]:
-    return [*(tensor for child in call.children for tensor in _handed(child)), *tensors_in(call.output)]
-
-
-def _handed(child: ModuleCall) -> list[torch.Tensor]:
-    return [*tensors_in(child.args), *tensors_in(child.kwargs)]
+    return [*(tensor for child in call.children for tensor in child.handed()), *tensors_in(call.output)]
 
 
 @contextmanager
@@ -158,7 +163,7 @@ def _stand_in(
         position = next(remaining, None)
         if position is None:
             raise ReplayDivergedError(f"'{call.name}' called a submodule more often on the host than on the device")
-        handed[position] = [tensor.clone() for tensor in (*tensors_in(args), *tensors_in(kwargs))]
+        handed[position] = [tensor.clone() for tensor in call.children[position].compared(args, kwargs)]
         return map_tensors(call.children[position].output, returned)
 
     return forward

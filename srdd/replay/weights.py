@@ -24,12 +24,14 @@ class Outside:
 
 
 def outside(model: nn.Module, stack: LayerStack) -> Outside:
-    """Split the parameters that no layer of `stack` owns by their place in the model's order."""
+    """Split the parameters that no layer of `stack` owns by their place in the model's order; shared ones have each of
+    their names.
+    """
     inside = {id(parameter) for layer in stack.layers for parameter in layer.parameters()}
     before: dict[str, nn.Parameter] = {}
     behind: dict[str, nn.Parameter] = {}
     target = before
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) in inside:
             target = behind
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from srdd.diagnose import Finding
+from srdd.diagnose import OUTSIDE, Finding, place
 from srdd.report.model import Report
 from srdd.report.number import number
 from srdd.report.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Plot, limits_in_words, plot_of
@@ -56,6 +56,7 @@ def render_html(report: Report) -> str:
         closest=_closest(report, all_series),
         trials=_trials(report),
         times_over=_times_over,
+        place=place,
         frame=_FRAME,
     )
     # A name may hold half of a surrogate pair, which no file can: it becomes a question mark.
@@ -68,7 +69,8 @@ def _figures(report: Report, all_series: list[Series]) -> list[_Figure]:
 
 
 def _rows(report: Report, all_series: list[Series]) -> list[_Row]:
-    accused = {finding.layer for finding in report.findings}
+    layers = report.measurements.layers
+    accused = {finding.layer for finding in report.findings if place(finding, layers) != OUTSIDE}
     return [
         _Row(
             layer.index,
@@ -76,7 +78,7 @@ def _rows(report: Report, all_series: list[Series]) -> list[_Row]:
             layer.index in accused,
             tuple((number(series.values[row]), _weight(series, row)) for series in all_series),
         )
-        for row, layer in enumerate(report.measurements.layers)
+        for row, layer in enumerate(layers)
     ]
 
 

@@ -51,6 +51,7 @@ def to_document(
             _layer_row(layer, diagnosis.labels[row], diagnosis.scores[row])
             for row, layer in enumerate(measurements.layers)
         ],
+        "outside": [{"layer": row.index, **_comparisons(row)} for row in measurements.outside],
         "notes": list(diagnosis.notes),
         "probes": list(measurements.probes),
         "input": {
@@ -80,6 +81,10 @@ def from_document(document: dict[str, Any]) -> tuple[Measurements, Diagnosis, Co
         probes=tuple(document["probes"]),
         notes=tuple(about["notes"]),
         known=tuple(about["known"].items()),
+        outside=tuple(
+            LayerMeasurement(row["layer"], "", True, True, **_comparisons_from(row))
+            for row in document.get("outside", ())  # a report of before these were replayed has none
+        ),
     )
     diagnosis = Diagnosis(
         findings=tuple(_finding_from(entry) for entry in document["findings"]),
@@ -145,8 +150,14 @@ def _layer_row(layer: LayerMeasurement, label: str, score: float) -> dict[str, A
         "finite_input": layer.finite_input,
         "finite_output": layer.finite_output,
         "measured": {name: _optional(getattr(layer, name)) for name in _PROBES},
-        "replay": None if layer.replay is None else [asdict(site) for site in layer.replay],
-        "weights": None if layer.weights is None else [asdict(damage) for damage in layer.weights],
+        **_comparisons(layer),
+    }
+
+
+def _comparisons(row: LayerMeasurement) -> dict[str, Any]:
+    return {
+        "replay": None if row.replay is None else [asdict(site) for site in row.replay],
+        "weights": None if row.weights is None else [asdict(damage) for damage in row.weights],
     }
 
 
@@ -178,9 +189,15 @@ def _layer_from(row: dict[str, Any]) -> LayerMeasurement:
         pass_through=_with_transfer(PassThrough, measured["pass_through"]),
         kv_cache=_with_transfer(CacheIntegrity, measured["kv_cache"]),
         checksum=Checksum(**measured["checksum"]) if measured["checksum"] else None,
-        replay=None if row["replay"] is None else tuple(_site_from(site) for site in row["replay"]),
-        weights=None if row["weights"] is None else tuple(_weight_from(entry) for entry in row["weights"]),
+        **_comparisons_from(row),
     )
+
+
+def _comparisons_from(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "replay": None if row["replay"] is None else tuple(_site_from(site) for site in row["replay"]),
+        "weights": None if row["weights"] is None else tuple(_weight_from(entry) for entry in row["weights"]),
+    }
 
 
 def _stability_from(values: dict[str, Any] | None) -> Stability | None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from srdd import thresholds
-from srdd.diagnose import Finding, kurtosis_edges
+from srdd.diagnose import Finding, kurtosis_edges, place
 from srdd.measurements import LayerMeasurement
 from srdd.report.model import Report
 from srdd.report.number import number
@@ -118,16 +118,17 @@ def _statistics(report: Report) -> list[RenderableType]:
 def _verdict(report: Report) -> list[RenderableType]:
     if not report.findings:
         return [Text("\nVERDICT: healthy", style="bold green")]
-    lines = [_finding_line(finding) for finding in report.findings]
+    layers = report.measurements.layers
+    lines = [_finding_line(finding, place(finding, layers)) for finding in report.findings]
     return [Text("\nVERDICT: faulty", style="bold red"), *lines]
 
 
-def _finding_line(finding: Finding) -> RenderableType:
+def _finding_line(finding: Finding, where: str) -> RenderableType:
     evidence = ", ".join(
         f"{entry.probe} {number(entry.statistic)} (limit {number(entry.threshold)})" for entry in finding.evidence
     )
     operator = f", operator {finding.operator}" if finding.operator else ""
     return Text(
-        f"{finding.rank}. layer {finding.layer}, {finding.site}{operator}: {finding.kind} [{finding.label}], "
+        f"{finding.rank}. {where}, {finding.site}{operator}: {finding.kind} [{finding.label}], "
         f"confidence {finding.confidence:.3f}\n   evidence: {evidence}\n   {finding.suggestion}"
     )

@@ -38,8 +38,11 @@ HELPS, DOES_NOT = 0, 1
 
 
 def verify_fix_command(
-    layer: Annotated[int, typer.Option(help="The layer to run elsewhere, counted from 0.")],
-    site: Annotated[str, typer.Option(help="A module below the layer, such as mlp.down_proj.")] = "",
+    layer: Annotated[int | None, typer.Option(help="The layer to run elsewhere, counted from 0.")] = None,
+    site: Annotated[
+        str,
+        typer.Option(help="A module below the layer, such as mlp.down_proj; without --layer, one outside: lm_head."),
+    ] = "",
     operator: Annotated[str, typer.Option(help="One operator inside it, such as softmax.")] = "",
     dtype: Annotated[str, typer.Option(help="The precision to run it in: float32, bfloat16 or float16.")] = "float32",
     host: Annotated[bool, typer.Option("--host", help="Run it on the host instead of the device.")] = False,

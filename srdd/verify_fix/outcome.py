@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from srdd.diagnose import Finding
+from srdd.diagnose import Finding, place
 from srdd.report import Report, to_json
 from srdd.verify_fix.paired import LOSS, Comparison
 
@@ -17,10 +17,10 @@ Verdict = Literal["cured", "better", "nothing to cure", "not cured", "worse"]
 @dataclass(frozen=True)
 class Change:
     """What was changed: `site` (or one `operator` inside it) of `layer` computed in `dtype`, on the `host` or on its
-    own device.
+    own device. A site outside the layers has no layer.
     """
 
-    layer: int
+    layer: int | None
     site: str
     operator: str
     dtype: str
@@ -29,7 +29,8 @@ class Change:
     def __str__(self) -> str:
         """For example "layer 7, model.layers.7.mlp, operator silu, in float32 on the host"."""
         operator = f", operator {self.operator}" if self.operator else ""
-        return f"layer {self.layer}, {self.site}{operator}, in {self.dtype} on the {'host' if self.host else 'device'}"
+        layer = "" if self.layer is None else f"layer {self.layer}, "
+        return f"{layer}{self.site}{operator}, in {self.dtype} on the {'host' if self.host else 'device'}"
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ class Outcome:
     @property
     def found_before(self) -> Finding | None:
         """What the scan found at the changed layer before."""
-        return _at(self.before, self.change.layer)
+        return _at(self.before, self.change)
 
     @property
     def found_after(self) -> Finding | None:
         """What it found there afterwards."""
-        return _at(self.after, self.change.layer)
+        return _at(self.after, self.change)
 
     @property
     def verdict(self) -> Verdict:
@@ -81,8 +82,11 @@ class Outcome:
             words = _CURED_BY_HOST if self.change.host else _CURED_BY_PRECISION
         elif self.verdict == "not cured":
             words = _NOT_BY_HOST if self.change.host else _NOT_BY_PRECISION
-        rows = [layer for layer in self.before.measurements.layers if layer.index == self.change.layer]
-        damaged = [damage.name for layer in rows for damage in layer.weights or ()]
+        measured = self.before.measurements
+        rows = [layer for layer in measured.layers if layer.index == self.change.layer] or measured.outside
+        damaged = [
+            damage.name for row in rows for damage in row.weights or () if damage.name.startswith(self.change.site)
+        ]
         if self.helps and damaged and not self.change.operator:
             words += (
                 f" The weights of this layer in device memory differed from the checkpoint ({damaged[0]}), and the "
@@ -161,8 +165,17 @@ def _found(report: Report, finding: Finding | None) -> str:
     return f"{finding.site}{operator}: {finding.kind}, confidence {finding.confidence:.3f}{elsewhere}"
 
 
-def _at(report: Report, layer: int) -> Finding | None:
-    return next((finding for finding in report.findings if finding.layer == layer), None)
+def _at(report: Report, change: Change) -> Finding | None:
+    """The finding at the changed layer; at the changed site, or in it, where that is outside the layers."""
+    layers = report.measurements.layers
+    for finding in report.findings:
+        if change.layer is None:
+            found = f"{finding.site}.".startswith(f"{change.site}.")
+        else:
+            found = place(finding, layers) == f"layer {change.layer}"
+        if found:
+            return finding
+    return None
 
 
 def _without_infinity(metric: Comparison) -> dict[str, float | None]:

@@ -14,7 +14,7 @@ from hal.checkpoint import CheckpointWeights
 from hal.detour import detour
 from hal.errors import UsageError
 from hal.models import DTYPES
-from hal.structure import evaluation_mode, find_layer_stack
+from hal.structure import LayerStack, evaluation_mode, find_layer_stack
 from srdd.batch import pack
 from srdd.prompts import DEFAULT
 from srdd.scan import scan
@@ -25,21 +25,32 @@ Step = Callable[[str], None]
 
 
 def place(
-    model: nn.Module, layer: int, site: str = "", operator: str = "", dtype: str = "float32", host: bool = False
+    model: nn.Module, layer: int | None, site: str = "", operator: str = "", dtype: str = "float32", host: bool = False
 ) -> Change:
-    """Say what to run where: `site` is a module below layer `layer` ("mlp.down_proj"), empty for the layer itself.
-    Raises UsageError for a dtype that there is not, or that is the part's own so that nothing would change, and
+    """Say what to run where: `site` is a module below layer `layer` ("mlp.down_proj"), empty for the layer itself; with
+    layer None, the full name of a module outside the layers ("lm_head"). Raises UsageError for a dtype that there is
+    not, or that is the part's own so that nothing would change, for a site that is missing or in a layer, and
     ModelError or HookError for a place that the model does not have.
     """
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}': choose one of {', '.join(DTYPES)}")
-    name = find_layer_stack(model).site(layer) + (f".{site}" if site else "")
+    name = _name(find_layer_stack(model), layer, site)
     with detour(model, name, operator):  # which names what is wrong with the place
         part = model.get_submodule(name)
     own = next((parameter.dtype for parameter in part.parameters() if parameter.is_floating_point()), None)
     if own is DTYPES[dtype] and not host:
         raise UsageError(f"{name} is in {dtype} already: choose another --dtype, or --host")
     return Change(layer, name, operator, dtype, host)
+
+
+def _name(stack: LayerStack, layer: int | None, site: str) -> str:
+    if layer is not None:
+        return stack.site(layer) + (f".{site}" if site else "")
+    if not site:
+        raise UsageError("nothing to rerun: give --layer, or --site with the full name of a module outside the layers")
+    if f"{site}.".startswith(f"{stack.path}."):
+        raise UsageError(f"site {site} belongs to a layer: give --layer, and --site with its name below that layer")
+    return site
 
 
 def verify_fix(

@@ -259,6 +259,27 @@ def test_a_fault_of_an_operator_is_cured_by_that_operator_alone(fix):
     assert fix(*options, "--operator", "linear", "--quiet")[0] == 1
 
 
+def test_a_module_outside_the_layers_is_rerun_by_its_full_name(bundled):
+    def in_bfloat16(_module, _args, output):
+        return (
+            torch.where(output.abs() < 0.3 * output.abs().max(), 0, output)
+            if output.dtype is torch.bfloat16
+            else output
+        )
+
+    model = bundled.model.bfloat16()
+    handle = model.lm_head.register_forward_hook(in_bfloat16)
+    try:
+        change = place(model, None, "lm_head")
+        outcome = verify_fix(model, bundled.tokenizer, get_backend("cpu-reference"), change)
+    finally:
+        handle.remove()
+        model.float()
+    assert str(change) == "lm_head, in float32 on the device"
+    assert outcome.verdict == "cured"
+    assert outcome.found_before.site == "lm_head"
+
+
 def test_a_healthy_layer_has_nothing_to_cure(fix):
     code, out, _ = fix("--layer", 2)
     assert code == 1
@@ -325,7 +346,9 @@ def test_a_model_that_generates_nothing_is_judged_by_the_scans(fix, tmp_path, by
         (["--layer", 1, "--inject", "bias@1:dtype=fp16"], "unknown fault dtype 'fp16'"),
         (["--layer", 1, "--data", "none.jsonl"], "cannot read prompts file none.jsonl"),
         (["--layer", 1, "--json", "none/fix.json"], "cannot write none/fix.json"),
-        ([], "Missing option '--layer'"),
+        ([], "nothing to rerun: give --layer, or --site with the full name of a module outside the layers"),
+        (["--site", "model.layers.1.mlp"], "site model.layers.1.mlp belongs to a layer: give --layer"),
+        (["--site", "head"], "no module 'head'"),
     ],
 )
 def test_bad_input_is_named_in_one_line(refused, arguments, message):

@@ -1,0 +1,154 @@
+"""A clean copy, on the host, of what lies outside a model's layers: embeddings, last norm, head, and their callers."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+
+import torch
+from torch import nn
+
+from hal.clean_layers import WeightSource
+from hal.skeleton import on_meta, stripped_copy, transformers_model
+from hal.structure import LayerStack
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class SharedWeights:
+    """Another source's weights, with parameters that modules of `model` share found under each of their names."""
+
+    def __init__(self, model: nn.Module, source: WeightSource) -> None:
+        self._source = source
+        names: dict[int, list[str]] = defaultdict(list)
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names[id(parameter)].append(name)
+        self._names = {name: shared for shared in names.values() for name in shared}
+
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """The weight called `name`, on the host; None when the source has it under none of its names."""
+        found = (self._source.tensor(known) for known in self._names.get(name, [name]))
+        return next((tensor for tensor in found if tensor is not None), None)
+
+
+class CleanOutside:
+    """`module` is a copy of `owner`, the transformers model inside the scanned one or that model itself, and `name` is
+    owner's dotted name there. The copy's modules have their own names and float64 weights, clean ones as in
+    CleanLayers, with two exceptions: its layers have none and are there to be stood in for, and so are look-up tables
+    and matrix products, whose weights may be as large as many layers: `table` and `product` make those.
+    """
+
+    def __init__(self, model: nn.Module, stack: LayerStack, weights: WeightSource | None) -> None:
+        found = transformers_model(model)
+        self.name = found[0] if found else ""
+        self.owner: nn.Module = found[1] if found else model
+        self._weights = weights
+        self._inside = f"{stack.path.removeprefix(f'{self.name}.') if self.name else stack.path}."
+        if found:
+            self.module: nn.Module = on_meta(self.owner).eval()
+        else:
+            self.module = stripped_copy(self.owner, {id(layer): nn.Identity() for layer in stack.layers}).eval()
+        for name, part in self.module.named_modules():
+            if not f"{name}.".startswith(self._inside):
+                self._fill(name, part)
+
+    def product(self, name: str, start: int, stop: int) -> nn.Linear:
+        """Output units `start` to `stop` of the matrix product called `name`."""
+        part = self.module.get_submodule(name)
+        rows = self._tensor(f"{name}.weight")[start:stop].double()
+        linear = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
+        linear.weight = nn.Parameter(rows, requires_grad=False)
+        if getattr(part, "bias", None) is not None:
+            linear.bias = nn.Parameter(self._tensor(f"{name}.bias")[start:stop].double(), requires_grad=False)
+        return linear
+
+    def table(self, name: str, rows: torch.Tensor | None) -> nn.Embedding:
+        """The look-up table called `name`, in the model's own dtype; with `rows` given, of those rows alone, in their
+        order, in float64.
+        """
+        part = copy.deepcopy(self.module.get_submodule(name))
+        if not isinstance(part, nn.Embedding):
+            raise TypeError(f"{name} is a {type(part).__name__}, not a look-up table")
+        weight = self._tensor(f"{name}.weight")
+        chosen = weight if rows is None else weight[rows].double()
+        part.weight = nn.Parameter(chosen, requires_grad=False)
+        if rows is not None:
+            part.padding_idx = None  # the row of that number may not be among them
+        return part
+
+    def _fill(self, name: str, part: nn.Module) -> None:
+        computed = part._non_persistent_buffers_set
+        if computed:
+            self._compute_buffers(name, part)
+        later = is_table(part) or is_product(part)
+        for leaf in [name for name, _ in part.named_parameters(recurse=False) if not later]:
+            value = self._tensor(_join(name, leaf))
+            setattr(part, leaf, nn.Parameter(_widened(value), requires_grad=False))
+        for leaf, buffer in list(part.named_buffers(recurse=False)):
+            if leaf not in computed and buffer is not None:
+                part._buffers[leaf] = _widened(self._tensor(_join(name, leaf)))
+
+    def _compute_buffers(self, name: str, part: nn.Module) -> None:
+        """Buffers that no checkpoint has, as the class computes them when it loads a checkpoint; as the scanned model
+        has them where the class leaves that open, or where casts of the model explain the difference.
+        """
+        held = {leaf: self._held(_join(name, leaf)) for leaf in part._non_persistent_buffers_set}
+        present = {leaf: value for leaf, value in held.items() if part._buffers.get(leaf) is not None}
+        for leaf, value in present.items():
+            part._buffers[leaf] = _unset(value)
+        initialise = getattr(self.module, "_init_weights", None)
+        if initialise is not None:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                initialise(part)
+        for leaf, value in present.items():
+            fresh = part._buffers.get(leaf)
+            part._buffers[leaf] = _widened(value if fresh is None or _explained(fresh, value) else fresh)
+
+    def _held(self, name: str) -> torch.Tensor:
+        """The scanned model's own tensor, on the host."""
+        owner, _, leaf = name.rpartition(".")
+        value: torch.Tensor = getattr(self.owner.get_submodule(owner), leaf)
+        return value.detach().to("cpu", copy=True)
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        """A clean tensor in the model's dtype: the checkpoint's, or the model's own."""
+        owner, _, leaf = name.rpartition(".")
+        held: torch.Tensor = getattr(self.owner.get_submodule(owner), leaf)
+        stored = self._weights.tensor(_join(self.name, name)) if self._weights else None
+        if stored is None or stored.shape != held.shape:
+            return held.detach().to("cpu", copy=True)
+        return stored.to(held.dtype)
+
+
+def is_table(module: nn.Module) -> bool:
+    """Whether the module looks up rows of a table."""
+    return isinstance(module, nn.Embedding)
+
+
+def is_product(module: nn.Module) -> bool:
+    """Whether the module is a matrix product and nothing else."""
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+
+
+def _unset(like: torch.Tensor) -> torch.Tensor:
+    """A tensor of values that no computation leaves there."""
+    return torch.full_like(like, torch.nan if like.is_floating_point() else torch.iinfo(torch.int32).min)
+
+
+def _explained(fresh: torch.Tensor, held: torch.Tensor) -> bool:
+    """Whether the buffer was left unset, or differs from the model's as rounding to a dtype and back makes it."""
+    if fresh.shape != held.shape or bool((fresh == _unset(fresh)).any()):
+        return True
+    if not held.is_floating_point():
+        return False
+    if bool(fresh.isnan().any()):
+        return True
+    return any(torch.equal(fresh.to(dtype).to(held.dtype), held) for dtype in (held.dtype, *_DTYPES))
+
+
+def _widened(value: torch.Tensor) -> torch.Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def _join(*names: str) -> str:
+    return ".".join(filter(None, names))

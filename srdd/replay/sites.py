@@ -1,0 +1,144 @@
+"""The comparisons of all sites of one part of a model: a layer, or what lies outside the layers."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from srdd.measurements import SiteReplay, WrongConstant
+from srdd.probes.samples import unit_roundoff
+from srdd.replay.capture import ModuleCall
+from srdd.replay.compare import DRAWS, Comparison, compare_call, violating, within_rounding
+from srdd.replay.constants import explains, repairing_constant
+from srdd.replay.module import ReplayDivergedError, replay_module
+from srdd.replay.part import run_part, unchanged
+from srdd.replay.repeat import errs_alike
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the scanned model: the `module`, its dotted name `site` ("" for the whole model), and the `dtype` and
+    `device` of its activations.
+    """
+
+    module: nn.Module
+    site: str
+    dtype: torch.dtype
+    device: torch.device
+
+    def full_name(self, name: str) -> str:
+        """The name in the model of what is called `name` below the part; what the whole model returns is its output."""
+        return ".".join(filter(None, (self.site, name))) or f"output of {type(self.module).__name__}"
+
+
+class SiteComparisons:
+    """Compares calls below `part` with its `clean` copy, and keeps for each site the worst. `judged` may weaken a
+    comparison, or drop it by None. `notes` says what could not be compared.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        clean: nn.Module,
+        seed: int,
+        judged: Callable[[Comparison], Comparison | None] = lambda comparison: comparison,
+    ) -> None:
+        self.notes: list[str] = []
+        self._part = part
+        self._clean = clean
+        self._seed = seed
+        self._judged = judged
+        self._found: dict[tuple[str, str, bool], list[tuple[str, Comparison]]] = defaultdict(list)
+        self._wrong: dict[str, list[tuple[float, ModuleCall]]] = defaultdict(list)
+        self._repeats: dict[str, bool | None] = {}
+
+    def compare(self, call: ModuleCall, excitation: str) -> None:
+        """Compare one call made under `excitation`; where it differs, its operators too."""
+        try:
+            # Where the module already differs under another input there is no doubt left to draw away.
+            draws = DRAWS[:1] if call.name in self._wrong else DRAWS
+            natural = excitation.startswith("repeat")
+            comparisons = compare_call(call, self._clean, self._part.dtype, self._seed, draws, natural)
+        except ReplayDivergedError as error:
+            self.notes.append(f"{self._part.site}: not replayed under '{excitation}': {error}")
+            return
+        self.keep(comparisons, excitation)
+        violation = comparisons[0].transfer.violation
+        if violation > 1:
+            self._wrong[call.name].append((violation, call))
+
+    def keep(self, comparisons: list[Comparison], excitation: str) -> None:
+        """Count comparisons that were made elsewhere."""
+        for comparison in filter(None, map(self._judged, comparisons)):
+            self._found[comparison.name, comparison.operator, comparison.of_input].append((excitation, comparison))
+
+    def repeats(self, name: str, alike: bool) -> None:
+        """Say of a site that was compared elsewhere whether it errs alike each time."""
+        self._repeats[name] = alike
+
+    def ask_again(self) -> bool:
+        """Call each module that differs once more, to see whether it errs alike; whether there was any."""
+        self._repeats |= {name: self._errs_alike(wrong[0][1]) for name, wrong in self._wrong.items()}
+        return bool(self._wrong)
+
+    def rows(self) -> tuple[SiteReplay, ...]:
+        """The worst result of each site, the part's own first."""
+        constants = {(name, "", False): self._constant(wrong) for name, wrong in self._wrong.items()}
+        rows = [self._row(*place, found, constants.get(place)) for place, found in self._found.items()]
+        return tuple(sorted(rows, key=lambda row: (row.depth, row.site, row.operator)))
+
+    def _errs_alike(self, call: ModuleCall) -> bool | None:
+        """Whether a module errs in the same way when it is called again as in `call`."""
+        roundoff = unit_roundoff(self._part.dtype)
+        again = run_part(self._part.module, call, self._part.device, unchanged)
+        try:
+            first, second = (replay_module(entry, self._clean, roundoff, self._seed) for entry in (call, *again))
+        except ReplayDivergedError:
+            return False
+        return errs_alike(first.errors(), second.errors(), violating(first, self._part.dtype))
+
+    def _constant(self, wrong: list[tuple[float, ModuleCall]]) -> WrongConstant | None:
+        """The constant that explains all the calls of one module that differ by more than rounding, by how much. It is
+        sought where they differ most and a small change of it would show.
+        """
+        calls = [call for _, call in sorted(wrong, key=lambda entry: -entry[0])]
+        module = self._clean.get_submodule(calls[0].name)
+        roundoff = unit_roundoff(self._part.dtype)
+        replays = [partial(replay_module, call, self._clean, roundoff, self._seed) for call in calls]
+        judge = partial(within_rounding, dtype=self._part.dtype)
+        found = repairing_constant(module, replays[0], judge)
+        if found is None or not all(explains(module, found, replay, judge) for replay in replays[1:]):
+            return None
+        return found
+
+    def _row(
+        self,
+        name: str,
+        operator: str,
+        of_input: bool,
+        found: list[tuple[str, Comparison]],
+        constant: WrongConstant | None,
+    ) -> SiteReplay:
+        """The worst of a place's comparisons, with the transfers of those that violate under other inputs, the constant
+        that explains them, and whether the module errs alike each time.
+        """
+        excitation, worst = max(found, key=lambda entry: entry[1].transfer.violation)
+        others = [entry.transfer for _, entry in found if entry is not worst and entry.transfer.violation > 1]
+        site = self._part.full_name(name)
+        return SiteReplay(
+            site=f"input of {site}" if of_input else site,
+            operator=operator,
+            excitation=excitation,
+            depth=name.count(".") + 1 if name else 0,
+            transfer=worst.transfer,
+            others=tuple(others),
+            drift=max((entry.drift for _, entry in found if not math.isnan(entry.drift)), default=math.nan),
+            constant=constant,
+            repeats=None if of_input else self._repeats.get(name),
+        )
