@@ -18,6 +18,7 @@ from hal.progress_bar import progress_bar
 from hal.registry import get_backend
 from hal.streaming import stream_model
 from srdd.campaign.command import campaign_command
+from srdd.diagnose import place
 from srdd.faults import parse_fault, simulate
 from srdd.fleet.command import fleet_command
 from srdd.options import (
@@ -145,8 +146,8 @@ def _show(report: Report, quiet: bool) -> int:
     console = Console()
     if quiet:
         first = report.findings[0] if report.findings else None
-        place = f": layer {first.layer}, {first.site}, {first.kind}" if first else ""
-        console.print(f"{report.verdict}{place}", highlight=False)
+        named = f": {place(first, report.measurements.layers)}, {first.site}, {first.kind}" if first else ""
+        console.print(f"{report.verdict}{named}", highlight=False)
     else:
         print_report(report, console)
     return FAULTY if report.findings else HEALTHY

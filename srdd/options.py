@@ -38,7 +38,7 @@ def require_acted(active: list[ActiveFault]) -> None:
     """Raise UsageError for an injected fault that never acted: a result would say nothing about it."""
     for fault in (entry.fault for entry in active if entry.calls == 0):
         raise UsageError(
-            f"the injected fault {fault.kind}@{fault.layer} {fault.site} {fault.operator} never acted: "
+            f"the injected fault {fault.kind}@{fault.place} {fault.site} {fault.operator} never acted: "
             "the model does not run that site or operator, or not in the fault's dtype; choose another"
         )
 

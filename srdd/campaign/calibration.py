@@ -16,7 +16,7 @@ EDGES = (0.5, 0.75, 0.9, 0.99, 0.999, 1.0)
 @dataclass(frozen=True)
 class ConfidenceBin:
     """The first findings with a confidence from `low` up to `high` (the last bin includes it), and how many of them
-    named the layer of a fault that was there.
+    named the place of a fault that was there.
     """
 
     low: float
@@ -38,5 +38,4 @@ def _bins(first: list[tuple[float, bool]]) -> Iterator[ConfidenceBin]:
 
 
 def _right(outcome: Outcome) -> bool:
-    fault = outcome.fault
-    return fault is not None and outcome.changed > 0 and bool(outcome.findings[0].layer == fault["layer"])
+    return outcome.fault is not None and outcome.changed > 0 and outcome.rightly_placed

@@ -50,8 +50,10 @@ def entry_of(fault: Fault) -> dict[str, Any]:
 
 def short_form(entry: Mapping[str, Any]) -> str:
     """An entry as `--inject` takes it, without the fields that have their default value."""
-    changed = [f"{key}={_text(value)}" for key, value in options_of(entry).items()]
-    return f"{entry['kind']}@{entry['layer']}{':' if changed else ''}{','.join(changed)}"
+    outside = entry["layer"] is None
+    options = {key: value for key, value in options_of(entry).items() if not (outside and key == "site")}
+    changed = [f"{key}={_text(value)}" for key, value in options.items()]
+    return f"{entry['kind']}@{entry['site' if outside else 'layer']}{':' if changed else ''}{','.join(changed)}"
 
 
 def options_of(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _fault(entry: Entry, repeat: int, seed: int, structure: Structure, where: st
     return fault, stream_key("prompts", name, repeat) % _SEED_BITS
 
 
-def _layer(entry: Entry, structure: Structure, where: str) -> int:
+def _layer(entry: Entry, structure: Structure, where: str) -> int | None:
     if "layer" not in entry:
         raise UsageError(f"{where}: a fault needs 'layer'")
     return structure.layer(entry["layer"], where)

@@ -17,7 +17,7 @@ LISTED = 40
 
 _MEANING = {
     "detected": "a fault is reported at all",
-    "layer": "its layer is the first finding",
+    "layer": "its layer is the first finding (outside the layers: its module)",
     "layer_top3": "its layer is among the first three",
     "layer_alone": "its layer is the only one accused",
     "operator": "module and operator are right, of faults at one",
@@ -80,7 +80,7 @@ def _by_place(groups: Sequence[Group]) -> Iterator[str]:
     inside = [group for group in groups if group.place != "layer output"]
     if not inside:
         return
-    yield "## Faults inside a layer: layer named first; module and operator right"
+    yield "## Faults of modules, operators and weights: their place named first; module and operator right"
     dtypes = list(dict.fromkeys(group.dtype for group in inside))
     rows = []
     for where in dict.fromkeys(group.place for group in inside):
@@ -106,7 +106,7 @@ def _calibration(bins: Sequence[ConfidenceBin]) -> Iterator[str]:
         [f"{entry.low:g} to {entry.high:g}", _count(entry.right), _percent(entry.right), _interval(entry.right)]
         for entry in bins
     ]
-    yield "## Confidence of the first finding, and how often it named the layer of a fault"
+    yield "## Confidence of the first finding, and how often it named the place of a fault"
     yield _table(["confidence", "right", "%", "Wilson 95 %"], rows)
 
 

@@ -44,6 +44,25 @@ class Outcome:
         entry: Mapping[str, Any] | None = self.case["fault"]
         return entry
 
+    @property
+    def right_place(self) -> int | str | None:
+        """What a finding must name: the layer of the fault, or for one outside the layers its module."""
+        if self.fault is None:
+            return None
+        layer: int | None = self.fault["layer"]
+        return self.place if layer is None else layer
+
+    @property
+    def rightly_placed(self) -> bool:
+        """Whether the first finding names that."""
+        return bool(self.findings) and self.place_of(self.findings[0]) == self.right_place
+
+    def place_of(self, found: Found) -> int | str:
+        """What a finding names, in the same terms; what lies in the right module is that module."""
+        if not isinstance(self.right_place, str):
+            return found.layer
+        return self.place if f"{found.site}.".startswith(f"{self.place}.") else found.site
+
     def to_json(self) -> dict[str, Any]:
         """The outcome as a JSON object."""
         return {"schema": SCHEMA, **asdict(self)}

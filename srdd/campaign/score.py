@@ -13,7 +13,7 @@ from srdd.campaign.kinds import accepted_kinds
 from srdd.campaign.outcome import Found, Outcome
 from srdd.campaign.rate import Rate, rate
 
-HEALTHY, ELSEWHERE, ERROR = "(healthy)", "(another layer)", "(error)"
+HEALTHY, ELSEWHERE, ERROR = "(healthy)", "(another place)", "(error)"
 
 # What an outcome is counted by; `operator` only where the fault sits at a module or operator inside the layer.
 MEASURES = ("detected", "layer", "layer_top3", "layer_alone", "operator", "kind", "kind_same_name")
@@ -82,14 +82,15 @@ def judge(outcome: Outcome) -> dict[str, bool | None]:
     without a scan is wrong in all of them.
     """
     fault = _fault(outcome)
-    layers = list(dict.fromkeys(entry.layer for entry in outcome.findings))
+    right = outcome.right_place
+    places = list(dict.fromkeys(outcome.place_of(entry) for entry in outcome.findings))
     first = outcome.findings[0] if outcome.findings else None
-    placed = first is not None and first.layer == fault["layer"]
+    placed = places[:1] == [right]
     return {
         "detected": bool(outcome.findings),
         "layer": placed,
-        "layer_top3": fault["layer"] in layers[:3],
-        "layer_alone": layers == [fault["layer"]],
+        "layer_top3": right in places[:3],
+        "layer_alone": places == [right],
         "operator": _operator_named(outcome, first) if fault["site"] or fault["operator"] else None,
         "kind": placed and first is not None and first.kind in accepted_kinds(fault),
         "kind_same_name": placed and first is not None and first.kind == fault["kind"],
@@ -162,4 +163,4 @@ def _reported(outcome: Outcome) -> str:
     if not outcome.findings:
         return HEALTHY
     first = outcome.findings[0]
-    return first.kind if first.layer == _fault(outcome)["layer"] else ELSEWHERE
+    return first.kind if outcome.rightly_placed else ELSEWHERE

@@ -39,7 +39,7 @@ def check(fault: Fault, changed: Collection[str]) -> None:
 
 
 def _check_numbers(fault: Fault) -> None:
-    if fault.layer < 0:
+    if fault.layer is not None and fault.layer < 0:
         raise UsageError(f"fault layer {fault.layer} is negative: layers count from 0")
     for name, value in (("magnitude", fault.magnitude), ("factor", fault.factor)):
         if not 0 < value < math.inf:
@@ -87,6 +87,10 @@ def _check_bits(fault: Fault) -> None:
 
 
 def _check_place(fault: Fault) -> None:
+    if fault.layer is None and fault.site in ("", "kv_cache"):
+        raise UsageError(
+            f"a fault without a layer needs as its site the full name of a module outside them, not '{fault.site}'"
+        )
     if fault.parameter and (fault.operator or fault.every > 1 or fault.rate < 1):
         raise UsageError("a fault on a parameter has neither operator, every nor rate: the weight is always there")
     if fault.scope == "elements" and not (fault.parameter and fault.units):

@@ -73,15 +73,21 @@ def simulate(model: nn.Module, faults: Sequence[Fault]) -> Iterator[list[ActiveF
 
 def _attach(hooks: Hooks, changes: ExitStack, stack: LayerStack, entry: ActiveFault) -> None:
     fault = entry.fault
-    if fault.layer >= len(stack):
+    if fault.layer is None:
+        if f"{fault.site}.".startswith(f"{stack.path}."):
+            raise UsageError(
+                f"fault '{fault.kind}@{fault.site}' is inside the layers: write {fault.kind}@LAYER:site=NAME"
+            )
+        layer, site = hooks.module(fault.site), fault.site
+    elif fault.layer >= len(stack):
         raise UsageError(
             f"fault '{fault.kind}@{fault.layer}': the model has layers 0 to {len(stack) - 1}; choose one of them"
         )
-    layer = stack.layers[fault.layer]
+    else:
+        layer, site = stack.layers[fault.layer], stack.site(fault.layer) + (f".{fault.site}" if fault.site else "")
     if fault.site == KV_CACHE:
         changes.enter_context(transform_cache(layer, lambda _stored, read: (entry(read[0]), entry(read[1]))))
         return
-    site = stack.site(fault.layer) + (f".{fault.site}" if fault.site else "")
     if fault.kind == "wrong_constant":
         changes.enter_context(change_constant(hooks.module(site), site, fault.attribute, entry))
     elif fault.parameter:

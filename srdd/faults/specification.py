@@ -40,7 +40,8 @@ class Fault:
     """One simulated fault.
 
     Where: `layer` counts from 0; `site` is a module below the layer ("mlp.down_proj"), "kv_cache" for what attention
-    reads back from its cache, empty for the layer's own output; `operator` limits it to one operator inside that
+    reads back from its cache, empty for the layer's own output; with layer None, `site` is the full name of a module
+    outside the layers ("lm_head"); `operator` limits it to one operator inside that
     site; `parameter` puts it on the site's weights ("weight") instead of its output.
 
     Which elements: `sparsity` is the share hit and `units` their number (which wins), of what `scope` names: hidden
@@ -56,7 +57,7 @@ class Fault:
     """
 
     kind: str
-    layer: int
+    layer: int | None
     site: str = ""
     operator: str = ""
     parameter: str = ""
@@ -77,6 +78,11 @@ class Fault:
     attribute: str = ""
     dtype: str = ""
 
+    @property
+    def place(self) -> str:
+        """What stands behind the @ of its short form: the layer's number, or the full name of a module outside."""
+        return self.site if self.layer is None else str(self.layer)
+
     def __post_init__(self) -> None:
         """Raise UsageError for a value that no fault can have."""
         if self.kind not in KINDS:
@@ -92,13 +98,16 @@ class Fault:
 
 
 def parse_fault(text: str) -> Fault:
-    """Read `KIND@LAYER[:key=value,...]`, for example `dead_zone@10:magnitude=0.3,sparsity=0.1`; raises
-    UsageError that names the part at fault.
+    """Read `KIND@LAYER[:key=value,...]`, for example `dead_zone@10:magnitude=0.3,sparsity=0.1`, or, with the full name
+    of a module outside the layers, `bias@lm_head:units=1`; raises UsageError that names the part at fault.
     """
     head, _, tail = text.partition(":")
-    kind, at, layer = head.partition("@")
-    if not at or not re.fullmatch("[0-9]{1,9}", layer):
-        raise UsageError(f"fault '{text}' is not KIND@LAYER[:key=value,...], for example bias@10:magnitude=0.3")
+    kind, at, place = head.partition("@")
+    if not at or not re.fullmatch(r"[0-9]{1,9}|[A-Za-z_][\w.]*", place):
+        raise UsageError(
+            f"fault '{text}' is not KIND@LAYER[:key=value,...], for example bias@10:magnitude=0.3; for LAYER may stand "
+            "a module outside the layers, for example bias@lm_head"
+        )
     options: dict[str, Any] = {}
     for item in filter(None, tail.split(",")):
         key, equals, value = item.partition("=")
@@ -107,7 +116,13 @@ def parse_fault(text: str) -> Fault:
         if key in options:
             raise UsageError(f"'{key}' is given twice in fault '{text}'")
         options[key] = _convert(key, value, text)
-    return Fault(kind=kind, layer=int(layer), **options)
+    if place.isdecimal():
+        return Fault(kind=kind, layer=int(place), **options)
+    if "site" in options:
+        raise UsageError(
+            f"fault '{text}' has two places, {place} and site={options['site']}: site is for a layer's number"
+        )
+    return Fault(kind=kind, layer=None, site=place, **options)
 
 
 _TYPES = {field.name: str(field.type) for field in fields(Fault) if field.name not in ("kind", "layer")}

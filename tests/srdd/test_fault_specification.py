@@ -54,6 +54,12 @@ def test_only_kind_and_layer_are_required():
     assert Fault("non_determinism", 0).factor == 5.0
 
 
+def test_a_module_outside_the_layers_stands_in_the_layers_place():
+    assert parse_fault("bias@lm_head:units=1") == Fault("bias", None, site="lm_head", units=1)
+    assert parse_fault("bias@model.norm").place == "model.norm"
+    assert parse_fault("bias@7:site=mlp").place == "7"
+
+
 def test_the_documented_example():
     fault = parse_fault("dead_zone@10:magnitude=0.3,sparsity=0.1,site=mlp.down_proj,operator=linear")
     assert fault == Fault("dead_zone", 10, site="mlp.down_proj", operator="linear", magnitude=0.3, sparsity=0.1)
@@ -64,6 +70,8 @@ BAD = [
     ("", "''", "KIND@LAYER"),
     ("bias", "'bias'", "KIND@LAYER"),
     ("bias@", "'bias@'", "KIND@LAYER"),
+    ("bias@lm_head:site=mlp", "lm_head and site=mlp", "site is for a layer's number"),
+    ("bias@kv_cache", "kv_cache", "full name of a module outside them"),
     ("bias@-1", "'bias@-1'", "KIND@LAYER"),
     ("bias@1.5", "'bias@1.5'", "KIND@LAYER"),
     ("bias@²", "'bias@²'", "KIND@LAYER"),

@@ -97,6 +97,20 @@ def test_a_submodule_can_be_the_site(make_model):
     assert int((seen[0] == 0).sum()) == fault.changed > 0
 
 
+def test_a_module_outside_the_layers_can_be_the_site(make_model):
+    model = make_model("llama")
+    healthy = run(model)
+    with simulate(model, [parse_fault("bias@lm_head:units=1")]) as [fault]:
+        faulty = run(model)
+    assert fault.calls == 1
+    assert ((faulty != healthy).sum(dim=(0, 1)) > 0).sum() == 1
+    norm = model.model.norm.weight
+    before = norm.detach().clone()
+    with simulate(model, [parse_fault("bit_flip@model.norm:parameter=weight,scope=elements,units=1,bits=20")]):
+        assert (norm != before).sum() == 1
+    assert torch.equal(norm, before)
+
+
 def test_a_submodule_that_returns_a_tuple_can_be_the_site(make_model):
     model = make_model("llama")
     healthy = run(model)
@@ -162,6 +176,12 @@ def test_no_faults_change_nothing(make_model):
     [
         ("bias@4", UsageError, "'bias@4': the model has layers 0 to 3"),
         ("bias@1:site=mlp.downproj", HookError, "no module 'model.layers.1.mlp.downproj'.*down_proj"),
+        ("bias@head", HookError, "no module 'head'"),
+        (
+            "bias@model.layers.1.mlp",
+            UsageError,
+            "'bias@model.layers.1.mlp' is inside the layers: write bias@LAYER:site=NAME",
+        ),
         ("bias@1:operator=conv", HookError, "operator 'conv' cannot be hooked; choose one of: attention"),
     ],
 )

@@ -27,12 +27,17 @@ def structure():
         sites=tuple(f"model.layers.{index}" for index in range(4)),
         modules=(MODULES,) * 4,
         groups={name: (members,) * 4 for name, members in groups.items()},
+        outside=("model.norm", "lm_head"),
     )
 
 
 def found(text):
-    """A finding from LAYER, KIND[, SITE below the layer[, OPERATOR]], as in "3 bias mlp.down_proj linear"."""
+    """A finding from LAYER, KIND[, SITE below the layer[, OPERATOR]], as in "3 bias mlp.down_proj linear", or with the
+    full name of a site outside as in "3 bias /lm_head".
+    """
     layer, kind, site, operator = [*text.split(), "", ""][:4]
+    if site.startswith("/"):
+        return Found(int(layer), site[1:], operator, kind, kind.upper(), 0.9)
     return Found(int(layer), f"model.layers.{layer}.{site}".rstrip("."), operator, kind, kind.upper(), 0.9)
 
 
@@ -40,6 +45,7 @@ def outcome(key, fault=None, *findings, dtype="bfloat16", changed=100, calls=9, 
     """An outcome: `fault` as --inject takes it, each finding as `found` does."""
     entry = entry_of(parse_fault(fault)) if fault else None
     place = f"model.layers.{entry['layer']}.{entry['site']}".rstrip(".") if entry else ""
+    place = entry["site"] if entry and entry["layer"] is None else place
     case = {"dtype": dtype, "level": "full", "prompts": ["text"], "fault": entry}
     return Outcome(
         key,

@@ -39,6 +39,7 @@ def test_an_entry_round_trips_as_json_and_as_the_option_of_the_command_line(kind
 def test_the_short_form_leaves_out_what_is_default():
     assert short_form(entry_of(Fault("bias", 3))) == "bias@3"
     assert short_form(entry_of(Fault("saturation", 3, absolute=True))) == "saturation@3:absolute=true"
+    assert short_form(entry_of(Fault("bias", None, site="lm_head", units=1))) == "bias@lm_head:units=1"
 
 
 @pytest.mark.parametrize(

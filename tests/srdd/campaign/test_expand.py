@@ -7,7 +7,7 @@ from srdd.campaign.case import Case
 from srdd.campaign.expand import expand, sample, shard
 from srdd.campaign.file import Campaign
 from srdd.campaign.structure import structure_of
-from srdd.faults import KINDS
+from srdd.faults import KINDS, Fault
 
 PLACE = {"srdd-hal": "1", "model": "abc"}
 
@@ -53,6 +53,22 @@ def test_a_group_of_sites_stands_for_its_modules(structure):
         assert [f.site for f in found] == ["input_layernorm", "self_attn.q_proj", "mlp.down_proj"]
     constants = faults_of(structure, grids=[grid(kind=["wrong_constant"], layer=[1], site=["@constants"])])
     assert [f.site for f in constants] == ["input_layernorm", "self_attn"]
+
+
+def test_null_for_the_layer_is_what_lies_outside(structure):
+    found = faults_of(structure, grids=[grid(kind=["bias"], layer=[None], site=["@outside"])])
+    assert [(f.layer, f.site) for f in found] == [(None, "model.norm"), (None, "lm_head")]
+    (found,) = faults_of(structure, faults=[{"kind": "bias", "layer": None, "site": "lm_head", "seed": 4}])
+    assert found == Fault("bias", None, site="lm_head", seed=4)
+
+
+def test_passive_modules_are_not_outside(make_model):
+    assert structure_of(make_model("gpt2")).outside == (
+        "transformer.wte",
+        "transformer.wpe",
+        "transformer.ln_f",
+        "lm_head",
+    )
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "bert", "mixtral"])
@@ -133,6 +149,15 @@ def test_prompts_are_drawn_from_the_lines_of_a_file(structure):
         (
             {"grids": [grid(kind=["bias"], layer=[0], site=["@norms"])]},
             "grids[0]: unknown site @norms: choose one",
+        ),
+        ({"faults": [{"kind": "bias", "layer": None}]}, "faults[0]: a fault without a layer needs the full name"),
+        (
+            {"faults": [{"kind": "bias", "layer": None, "site": "head"}]},
+            "faults[0]: no module outside the layers is called 'head'; there are model.norm, lm_head",
+        ),
+        (
+            {"grids": [grid(kind=["bias"], layer=[None], site=["@innermost"])]},
+            "grids[0]: layer null is outside the layers: give the site @outside",
         ),
         ({"clean": {"prompts": [[" "]]}}, "clean.prompts[0] holds an empty prompt"),
         ({"clean": {"prompts": [[]]}}, "clean.prompts[0] holds an empty prompt"),

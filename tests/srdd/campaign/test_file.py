@@ -10,7 +10,7 @@ from srdd.trials import chance_missed
 
 
 def test_the_campaigns_that_ship_with_the_package():
-    assert shipped() == ["core", "glitches", "quick", "standard"]
+    assert shipped() == ["core", "glitches", "outside", "quick", "standard"]
 
 
 @pytest.mark.parametrize("name", ["core", "quick", "standard"])
@@ -39,6 +39,12 @@ def test_the_standard_campaign_is_what_it_promises(structure):
     assert len(cases) - len(faults) == 300
     assert len({case.prompts for case in cases if not case.fault}) == 300
     assert {case.level for case in cases} == {"full"}
+
+
+def test_what_is_outside_has_a_campaign_of_its_own(structure):
+    faults = [case.fault for case in expand(read_campaign("outside"), structure, None) if case.fault]
+    assert {fault.layer for fault in faults} == {None}
+    assert {fault.site for fault in faults} == set(structure.outside)
 
 
 def test_glitches_run_each_layer_often_enough_to_meet_them(structure):
@@ -78,7 +84,7 @@ def test_a_file_that_breaks_the_form_is_named_with_the_place(write, entries, mes
 
 def test_a_file_that_is_not_there_or_not_json_is_named(tmp_path):
     with pytest.raises(
-        UsageError, match="no campaign 'standart': give a file, or one of core, glitches, quick, standard"
+        UsageError, match="no campaign 'standart': give a file, or one of core, glitches, outside, quick, standard"
     ):
         read_campaign("standart")
     with pytest.raises(UsageError, match=r"cannot read campaign .*none\.json: No such file"):

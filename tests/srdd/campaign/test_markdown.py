@@ -65,7 +65,7 @@ def test_extents_are_ordered_from_dense_to_one_unit():
 
 
 def test_faults_inside_a_layer_are_summed_over_extents():
-    rows = table(page(*MIXED), "## Faults inside a layer")
+    rows = table(page(*MIXED), "## Faults of modules, operators and weights")
     assert rows[2:] == [["mlp", "noise", "2/2; 1/2"]]
 
 

@@ -267,7 +267,7 @@ def test_every_fault_found_and_no_alarm_exits_with_0_and_writes_both_results(cam
     assert result["campaign"]["faults"] == [BIAS]
     assert result["command"] == f"python -m srdd campaign mine.json --backend {BACKEND} --model {result['model']}"
     page = (out / "result.md").read_text()
-    assert "| its layer is the first finding | 1/1 | 100.0 | 20.7 to 100.0 |" in page
+    assert "| its layer is the first finding (outside the layers: its module) | 1/1 | 100.0 | 20.7 to 100.0 |" in page
     assert "bias" in text
 
 

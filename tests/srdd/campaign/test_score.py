@@ -62,6 +62,19 @@ def test_when_module_and_operator_are_right(fault, finding, right):
 
 
 @pytest.mark.parametrize(
+    ("findings", "right"),
+    [
+        (["3 bias /lm_head"], {"detected", "layer", "layer_top3", "layer_alone", "operator", "kind", "kind_same_name"}),
+        (["3 bias"], {"detected"}),
+        (["3 bias mlp", "3 bias /lm_head"], {"detected", "layer_top3"}),
+        (["3 scale /lm_head", "0 bias /model.norm"], {"detected", "layer", "layer_top3", "operator"}),
+    ],
+)
+def test_a_fault_outside_the_layers_is_placed_by_its_module(findings, right):
+    assert {name for name, value in judge(outcome("a", "bias@lm_head", *findings)).items() if value} == right
+
+
+@pytest.mark.parametrize(
     ("fault", "accepted"),
     [
         ("bias@3", {"bias"}),
@@ -122,7 +135,7 @@ def test_the_confusion_table_shows_every_fault_once():
         ]
     )
     assert scored.confusion == {
-        "bias": {"bias": 1, "scale": 1, "(another layer)": 1, "(healthy)": 1},
+        "bias": {"bias": 1, "scale": 1, "(another place)": 1, "(healthy)": 1},
         "noise": {"noise": 1},
     }
 
