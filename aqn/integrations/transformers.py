@@ -68,7 +68,7 @@ class AqnCallback(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         injection = Injection(model, self.config, steps=state.max_steps, epochs=epochs)
         injection.__enter__()
         self._injection, self._logged, self.counts = injection, Counter(), injection.counts
-        self._positions = model.register_forward_pre_hook(_count_from_the_first_token, with_kwargs=True)
+        self._positions = model.register_forward_pre_hook(count_from_the_first_token, with_kwargs=True)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Go to the trainer's step."""
@@ -101,7 +101,7 @@ class AqnCallback(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         return found
 
 
-def _count_from_the_first_token(_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def count_from_the_first_token(_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Give a batch that is padded on the left the positions that `generate` gives it: without any, transformers counts
     the padding too, and a token would have other noise when it is learnt from than when it was written.
     """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aqn.injection import Injection
+from aqn.integrations.transformers import count_from_the_first_token
 from aqn.training.callback import StepCallback
 from aqn.training.recipe import Recipe
 from aqn.training.run import common_settings, run
@@ -26,7 +27,8 @@ def train_grpo(
     on_host: bool,
 ) -> None:
     """Train `model` in place; a checkpoint in `folder` from an interrupted run is taken up. The reward of a reply is 1
-    when it is the answer. Without TRL a UsageError that says how to get it.
+    when it is the answer. A token has one position, and so one noise, when it is written and when it is learnt from.
+    Without TRL a UsageError that says how to get it.
     """
     require_trl()
     import datasets
@@ -66,7 +68,11 @@ def train_grpo(
         processing_class=tokenizer,
         callbacks=[StepCallback(injection, note)],
     )
-    run(trainer, injection, folder)
+    counting = model.register_forward_pre_hook(count_from_the_first_token, with_kwargs=True)
+    try:
+        run(trainer, injection, folder)
+    finally:
+        counting.remove()
 
 
 def require_trl() -> None:

@@ -150,7 +150,7 @@ def test_prompts_are_drawn_from_the_lines_of_a_file(structure):
             {"grids": [grid(kind=["bias"], layer=[0], site=["@norms"])]},
             "grids[0]: unknown site @norms: choose one",
         ),
-        ({"faults": [{"kind": "bias", "layer": None}]}, "faults[0]: a fault without a layer needs the full name"),
+        ({"faults": [{"kind": "bias", "layer": None}]}, "faults[0]: a fault without a layer needs as its site"),
         (
             {"faults": [{"kind": "bias", "layer": None, "site": "head"}]},
             "faults[0]: no module outside the layers is called 'head'; there are model.norm, lm_head",
