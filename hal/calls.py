@@ -146,7 +146,7 @@ def _cut(value: Any, length: int, start: int, stop: int) -> Any:
     if isinstance(value, torch.Tensor):
         if value.dim() == 4 and value.shape[-1] == value.shape[-2] == length:
             return value[..., start:stop, :stop]
-        if value.is_floating_point() and value.dim() >= 2 and value.shape[-2] == length:
+        if (value.is_floating_point() or value.is_complex()) and value.dim() >= 2 and value.shape[-2] == length:
             return value[..., start:stop, :]
         return value[..., start:stop] if value.dim() and value.shape[-1] == length else value
     if type(value) in (tuple, list):

@@ -151,7 +151,9 @@ def _explanations(entry: Transfer) -> list[str]:
         kinds.append("bit_flip")
     if spoilt:
         kinds.append("non_finite")
-    if whole and entry.offset_spread < thresholds.SPREAD:
+    # Values that are nearly the same have both, and the one that was put on them more exactly.
+    scaled = entry.ratio_spread < thresholds.EXACTER * entry.offset_spread
+    if whole and entry.offset_spread < thresholds.SPREAD and not scaled:
         kinds.append("bias")
     # A wrong scale leaves no ordinary value alone; where most are, only an exact ratio is one (of some addresses).
     spread = thresholds.SPREAD if entry.coverage > thresholds.COVERED else thresholds.EXACT_SPREAD

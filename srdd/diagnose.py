@@ -66,8 +66,7 @@ def diagnose(measurements: Measurements) -> Diagnosis:
         for row, evidence in zip(rows, weighed, strict=True)
         if evidence and evidence[0].excess > 1
     ]
-    altered = {site.site for row, _ in accused for site in violating_sites(row, known) if not row.site}
-    accused = [entry for entry in accused if not _explained(entry[0], altered)]
+    accused = [entry for entry in accused if not _explained(entry[0], accused)]
     spoilt = [layer for layer in _spoilt_inputs(measurements) if not _source_is_known(layer, accused)]
     accused = [*((layer, [Evidence("finite", math.inf, 1.0)]) for layer in spoilt), *accused]
     accused.sort(key=lambda entry: -entry[1][0].excess)
@@ -99,11 +98,17 @@ def kurtosis_edges(layers: Sequence[LayerMeasurement]) -> list[float]:
     return [(step - centre) / max(spread, 1e-9) if math.isfinite(step) else 0.0 for step in steps]
 
 
-def _explained(row: LayerMeasurement, altered: Collection[str]) -> bool:
-    """Whether a layer only seems at fault because what alters its input does so again at each of the probes' runs:
-    replay, which knows what it was given, has nothing against it.
+def _explained(row: LayerMeasurement, accused: Sequence[tuple[LayerMeasurement, list[Evidence]]]) -> bool:
+    """Whether a layer only seems at fault for what it was given, by something outside the layers that is accused:
+    replay, which knows what it was given, has nothing against it, and the probes met it at each of their runs, or its
+    values overflowed.
     """
-    return f"{OF_INPUT}{row.site}" in altered and bool(row.replay) and not violating_sites(row)
+    if not row.replay or violating_sites(row):
+        return False
+    outside = [entry for entry, _ in accused if not entry.site]
+    altered = any(site.site == f"{OF_INPUT}{row.site}" for entry in outside for site in violating_sites(entry))
+    spoilt = row.finite_input and not row.finite_output and any(entry.index <= row.index for entry in outside)
+    return altered or spoilt
 
 
 def _source_is_known(layer: LayerMeasurement, accused: Sequence[tuple[LayerMeasurement, list[Evidence]]]) -> bool:

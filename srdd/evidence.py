@@ -108,9 +108,17 @@ def _stability_evidence(layer: LayerMeasurement) -> list[Evidence]:
 
 
 def _pass_through_evidence(layer: LayerMeasurement, carries: bool) -> list[Evidence]:
-    if layer.pass_through is None or not carries:
+    if layer.pass_through is None or not carries or _replay_acquits(layer):
         return []
     return [Evidence("pass_through", layer.pass_through.transfer.violation, thresholds.PASS_THROUGH)]
+
+
+def _replay_acquits(layer: LayerMeasurement) -> bool:
+    """Whether replay, which followed the layer on the same amplified input, knows every value to be right: then it is
+    the architecture that passes its input on differently here (a first block without a norm).
+    """
+    whole = any(site.site == layer.site and not site.operator for site in layer.replay or ())
+    return whole and not violating_sites(layer)
 
 
 def _shape_evidence(layer: LayerMeasurement) -> list[Evidence]:

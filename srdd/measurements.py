@@ -17,11 +17,12 @@ class Transfer:
     and `coverage` the share of elements violating inside them. Of the violating elements: the share that is
     `zeroed`, the share `tied` to the largest magnitude that came out, whether they are the `largest`, the common
     `offset` (in std of the expected values) and `ratio` to the expected value, each with its spread as a share of what
-    it is off by. `size` is the root mean square deviation over that of the expected values. Further, of the violating
-    elements: the share `constant` at one signed value, whether they are `diverse` (several, expected to differ as much
-    as all do), and the share that turning over `one_bit` repairs, whose mean level is `bit_level`; `spared_large` says
-    whether larger elements of the same units came through. The share that is `not_finite`, and the share that
-    `shrunk`: came out smaller than expected.
+    it is off by. `size` is the root mean square deviation over the typical size of the expected values (the geometric
+    mean of their root mean square and mean magnitude). Further, of the violating elements: the share `constant` at one
+    signed value, whether they are `diverse` (several, expected to differ as much as all do), and the share that
+    turning over `one_bit` repairs, whose mean level is `bit_level`; `spared_large` says whether larger elements of
+    the same units came through. The share that is `not_finite`, and the share that `shrunk`: came out smaller than
+    expected.
     """
 
     violation: float

@@ -43,11 +43,12 @@ KURTOSIS_EDGE = 6.0
 
 # Telling kinds apart.
 SPIKE_CHANGED = 0.05  # spikes touch few elements (0.01 m of them), noise touches all
-SPIKE_SIZE = 1.0  # root mean squares of the signal: what stands out less, seen in few elements, is the tail of noise
+SPIKE_SIZE = 1.0  # typical sizes of the signal: what stands out less, seen in few elements, is the tail of noise
 SPIKE_HEIGHT = 6.0  # standard deviations that a spike stands off by: chance gives one element in 10**9 as many
 NOISE_SPREAD = 0.1  # below a tenth of the signal, run-to-run differences are called non-determinism
 PURE = 0.9
 SPREAD = 0.1
 EXACT_SPREAD = 0.01
+EXACTER = 0.1  # of two spreads, the one that is a tenth of the other or less
 COVERED = 0.5
 FILLED = 0.95

@@ -15,8 +15,9 @@ from hal.errors import ModelError
 from hal.structure import LayerStack, find_layer_stack
 from srdd.live.translate import Reference, translate
 from srdd.measurements import WeightDamage
+from srdd.replay.arithmetic import WIDTH
 from srdd.replay.capture import ModuleCall
-from srdd.replay.compare import WIDTH, Comparison
+from srdd.replay.compare import Comparison
 from srdd.replay.host import HostReplay
 from srdd.walk import LayerVisit
 

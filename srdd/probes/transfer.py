@@ -46,7 +46,7 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array, roundoff
         offset_spread=_relative(offset_deviation, abs(offset)),
         ratio=ratio,
         ratio_spread=_relative(ratio_deviation, min(abs(ratio), abs(ratio - 1))),
-        size=_rms(error[violating]) / max(_rms(expected), TINY),
+        size=_rms(error[violating]) / max(_typical(expected), TINY),
         constant=_constant(y),
         diverse=bool(x.size >= DIVERSE and _spread(x) > 0.5 * _spread(expected)),
         one_bit=repaired.share,
@@ -100,6 +100,12 @@ def _relative(deviation: float, size: float) -> float:
 def _rms(values: Array) -> float:
     finite = values[np.isfinite(values)]
     return float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
+
+
+def _typical(values: Array) -> float:
+    """The geometric mean of root mean square and mean magnitude: a few values far out raise the former alone."""
+    finite = np.abs(values[np.isfinite(values)])
+    return float(np.sqrt(_rms(finite) * np.mean(finite))) if finite.size else 0.0
 
 
 def _coverage(violating: NDArray[np.bool_]) -> float:

@@ -2,22 +2,25 @@
 
 The second is Monte Carlo arithmetic (Parker 1997): run the same computation in float64, disturb each result by
 a relative +-u, where u is the device's unit roundoff, and the spread over a few runs measures how far rounding
-can carry each element, conditioning included. Sums of n terms are disturbed further, by u_acc * sqrt(n) of
-their root sum of squares: the random walk of n float32 accumulations in an unknown order (Higham and Mary 2019
-for the square root).
+can carry each element, conditioning included. Sums are disturbed further (accumulation.py).
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ACCUMULATOR = 2.0**-24  # unit roundoff of the float32 in which every supported device accumulates
+from srdd.replay.accumulation import accumulation_spread
+
+# The spread is sampled from runs with every rounding at its largest. Real roundings are uniform below that
+# (a standard deviation sqrt(3) smaller), so 8 of these are about 14 standard deviations of a healthy device.
+WIDTH = 8.0
+
+_FACTOR = 8.0  # natural logarithm of a factor that is counted as no larger
 
 LARGE = 2.0**48  # its square, summed over 2**30 terms, is still a float32
 
@@ -33,11 +36,7 @@ _EXACT_NAMES = (
     "scatter_ select_scatter sign slice_scatter sort stack topk tril triu unbind where zero_ zeros zeros_like"
 )
 _EXACT = frozenset(_EXACT_NAMES.split())
-# Fused functions that subtract inside: their absolute error follows the input, not the small result.
 _IEEE = frozenset({"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"})
-_CANCELLING = frozenset({"gelu", "mish", "softplus", "elu"})
-_PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm"})
-_REDUCTIONS = frozenset({"sum", "mean", "var", "var_mean", "linalg_vector_norm", "norm", "cumsum", "std"})
 
 
 class WideArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
@@ -117,6 +116,10 @@ class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as 
         return result
 
     def _disturb(self, func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
+        if value.is_complex():  # rotations by complex numbers; either part rounds by the modulus at most
+            parts = torch.view_as_real(value)
+            amount = (self._roundoff * value.abs())[..., None].expand_as(parts)
+            return torch.view_as_complex(parts.addcmul(amount, self._signs(parts)))
         if not value.is_floating_point():
             return value
         amount = self._amount(func, args, value)
@@ -132,7 +135,7 @@ class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as 
             if known is func and amount.shape == value.shape:
                 return amount
         amount = self._roundoff * value.abs()
-        spread = _accumulation_spread(_name(func), args, value)
+        spread = accumulation_spread(func, _name(func), args, value)
         if spread is not None:
             amount = amount.hypot(spread)
         amount = amount.nan_to_num_(0.0, posinf=0.0)
@@ -170,49 +173,10 @@ def _sign_bank() -> torch.Tensor:
     return signs.random_(0, 2, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
 
 
-def _accumulation_spread(name: str, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor | None:
-    """How far the float32 accumulation inside an operator carries each element, beyond the rounding of its result."""
-    if name in _PRODUCTS:
-        return product_spread(*args[-2:])
-    if name in _CANCELLING:
-        size: torch.Tensor = args[0].abs()
-        return 2 * ACCUMULATOR * size
-    if name == "native_layer_norm" and value.shape == args[0].shape:
-        return _layer_norm_spread(value, *args[:4])
-    if name in _REDUCTIONS:
-        terms = max(args[0].numel() / max(value.numel(), 1), 1)
-        return ACCUMULATOR * math.sqrt(terms) * value.abs()
-    return None
-
-
-def product_spread(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of the accumulation error of `left @ right`: u_acc * sqrt(K) * sqrt(sum_k left^2
-    right^2).
-    """
-    terms = left.shape[-1]
-    return ACCUMULATOR * math.sqrt(terms) * torch.matmul(left.square(), right.square()).sqrt()
-
-
-def _layer_norm_spread(
-    result: torch.Tensor, x: torch.Tensor, shape: Sequence[int], weight: torch.Tensor | None, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """Error of a fused layer norm in float32: of the mean and its subtraction, as (|x| + rms(x)) rstd
-    |weight|, and of
-    a variance formed as mean(x^2) - mean(x)^2, which loses mean^2 / variance of its digits (Chan, Golub and
-    LeVeque
-    1983).
-    """
-    dims = tuple(range(-len(shape), 0))
-    variance = x.var(dims, correction=0, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    scale = 1 if weight is None else weight.abs()
-    centred = result if bias is None else result - bias
-    size = x.abs() + x.square().mean(dims, keepdim=True).sqrt()
-    subtraction = 4 * size * variance.rsqrt() * scale
-    return ACCUMULATOR * (subtraction + centred.abs() * x.mean(dims, keepdim=True).square() / variance)
-
-
 def widened(value: torch.Tensor) -> torch.Tensor:
-    """The tensor in float64 if it is floating-point, as it is otherwise."""
+    """The tensor in float64 if it is floating-point, of twice that if it is complex, as it is otherwise."""
+    if value.is_complex():
+        return value.to(torch.complex128)
     return value.double() if value.is_floating_point() else value
 
 
@@ -244,13 +208,51 @@ class RoundingSpread:
         self._generator = torch.Generator().manual_seed(seed)
         self._arithmetic = RoundedArithmetic(roundoff, self._generator, overflowing)
         self._squares = [torch.zeros_like(value) for value in exact]
+        self._logarithms = [_Logarithms(value) for value in exact]
         self._drawn = 0
 
     def __call__(self, draws: int) -> list[torch.Tensor]:
         """The deviations from `draws` runs, those already made included."""
         for _ in range(self._drawn, draws):
             self._arithmetic.restart()
-            for total, value, centre in zip(self._squares, self._run(self._arithmetic), self._exact, strict=True):
-                total.add_((value - centre).square())
+            values = self._run(self._arithmetic)
+            for total, factors, value, centre in zip(self._squares, self._logarithms, values, self._exact, strict=True):
+                deviation = value - centre
+                total.add_(deviation.square())
+                factors.add(value, deviation)
         self._drawn = max(self._drawn, draws)
-        return [(total / self._drawn).sqrt() for total in self._squares]
+        return [
+            factors.widened((total / self._drawn).sqrt(), self._drawn)
+            for total, factors in zip(self._squares, self._logarithms, strict=True)
+        ]
+
+
+class _Logarithms:
+    """By what factors roundings change each element of `exact`. An exponential turns roundings of large arguments into
+    factors, whose few largest make up the mean square: draws that missed them say nothing. An element that keeps its
+    sign and changes by more than half is judged by the root mean square of its logarithm instead.
+    """
+
+    def __init__(self, exact: torch.Tensor) -> None:
+        self._exact = exact
+        self._squares: torch.Tensor | None = None
+        self._flipped: torch.Tensor | None = None
+
+    def add(self, value: torch.Tensor, deviation: torch.Tensor) -> None:
+        """Count one draw, which deviates by `deviation`."""
+        size = self._exact.abs()
+        far = (deviation.abs() > 0.5 * size) & (size > 0)
+        if not far.any():
+            return
+        if self._squares is None or self._flipped is None:
+            self._squares, self._flipped = torch.zeros_like(size), torch.zeros_like(far)
+        ratio = value[far] / self._exact[far]
+        self._squares[far] += ratio.abs().log().clamp(-_FACTOR, _FACTOR).square()
+        self._flipped[far] |= ratio < -0.5
+
+    def widened(self, spread: torch.Tensor, draws: int) -> torch.Tensor:
+        """The spread, larger where factors say so."""
+        if self._squares is None or self._flipped is None:
+            return spread
+        factor = torch.expm1(WIDTH * (self._squares / draws).sqrt()) / WIDTH
+        return torch.where(self._flipped, spread, torch.maximum(spread, factor * self._exact.abs()))

@@ -143,7 +143,14 @@ def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
-    """The floating-point tensors in nested tuples, lists and dicts, in order."""
+    """The floating-point tensors in nested tuples, lists and dicts, in order; complex ones as pairs of numbers."""
     found: list[torch.Tensor] = []
-    map_tensors(value, lambda tensor: found.append(tensor) if tensor.is_floating_point() else None)
+
+    def keep(tensor: torch.Tensor) -> None:
+        if tensor.is_complex():
+            found.append(torch.view_as_real(tensor))
+        elif tensor.is_floating_point():
+            found.append(tensor)
+
+    map_tensors(value, keep)
     return found

@@ -14,15 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from srdd.measurements import NAN, Transfer
 from srdd.probes.samples import Array, to_host, unit_roundoff
 from srdd.probes.transfer import describe_transfer, excess, largest_excess, no_violation
-from srdd.replay.arithmetic import RoundingSpread, WideArithmetic, may_overflow, widened
+from srdd.replay.arithmetic import WIDTH, RoundingSpread, WideArithmetic, may_overflow, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
 from srdd.replay.drift import rounding_drift
 from srdd.replay.module import Replay, replay_module
 
 DRAWS = (8, 24, 48)  # a few draws may understate an element's spread threefold: they may acquit, not accuse
-# The spread is sampled from runs with every rounding at its largest. Real roundings are uniform below that
-# (a standard deviation sqrt(3) smaller), so 8 of these are about 14 standard deviations of a healthy device.
-WIDTH = 8.0
 LAST_ROUNDINGS = 2.0  # and two roundings of the result itself, for kernels that fuse what the host does in steps
 
 

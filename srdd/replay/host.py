@@ -16,7 +16,7 @@ from srdd.replay.capture import ModuleCall, record
 from srdd.replay.compare import Comparison
 from srdd.replay.constants import constants_of
 from srdd.replay.part import Change, amplified_and_tiny, run_part, spiked, tiny_rows
-from srdd.replay.sites import Part, SiteComparisons
+from srdd.replay.sites import Part, SiteComparisons, coarsest_dtype
 from srdd.replay.weights import damaged_weights
 from srdd.walk import LayerVisit
 
@@ -86,8 +86,8 @@ class HostReplay:
 
     def _comparisons(self, visit: LayerVisit) -> SiteComparisons:
         if self._sites is None:
-            stream = visit.call.stream
-            part = Part(visit.call.layer, visit.site, stream.dtype, stream.device)
+            layer, stream = visit.call.layer, visit.call.stream
+            part = Part(layer, visit.site, coarsest_dtype(layer, stream.dtype), stream.device)
             self._sites = SiteComparisons(part, self._clean_of(visit), self._seed, self._judged)
         return self._sites
 

@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hal.errors import HalError
-from srdd.replay.arithmetic import Draw, OnlyIEEE, RoundingSpread, WideArithmetic, may_overflow, product_spread, widened
+from srdd.replay.accumulation import product_spread
+from srdd.replay.arithmetic import Draw, OnlyIEEE, RoundingSpread, WideArithmetic, may_overflow, widened
 from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
 
 
@@ -106,8 +107,11 @@ def run_natively(call: ModuleCall, clean: nn.Module) -> list[torch.Tensor] | Non
         return None
     ieee = OnlyIEEE()
     try:
-        with _substituted(call, clean, lambda tensor: tensor) as handed, torch.no_grad(), ieee:
-            output = module(*call.args, **call.kwargs)
+        args, kwargs = map_tensors(
+            (call.args, call.kwargs), torch.clone
+        )  # a layer may add to its parts' results in place
+        with _substituted(call, clean, torch.clone) as handed, torch.no_grad(), ieee:
+            output = module(*args, **kwargs)
     except (ReplayDivergedError, RuntimeError):
         return None
     if not ieee.only:
@@ -120,8 +124,30 @@ def _run_whole(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) 
 
 
 def _forward(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) -> Any:
-    with torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH), _limits_of(_dtype_of(call)):
         return module(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened))
+
+
+def _dtype_of(call: ModuleCall) -> torch.dtype:
+    tensors = [*call.handed(), *tensors_in(call.output)]
+    return tensors[0].dtype if tensors else torch.float32
+
+
+@contextmanager
+def _limits_of(dtype: torch.dtype) -> Iterator[None]:
+    """Answer code that asks for the limits of its activations' dtype with those of `dtype`, the device's, not with
+    those of the float64 that stands for it: masks are filled with them.
+    """
+    limits = torch.finfo
+
+    def finfo(asked: torch.dtype | None = None) -> torch.finfo:
+        return limits(dtype) if asked is torch.float64 else limits(*([] if asked is None else [asked]))
+
+    torch.finfo = finfo  # type: ignore[misc, assignment]  # a class, which nobody here subclasses
+    try:
+        yield
+    finally:
+        torch.finfo = limits  # type: ignore[misc]  # as above
 
 
 def _own_values(call: ModuleCall) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from torch import nn
 from hal.calls import activation
 from hal.clean_layers import WeightSource
 from hal.clean_outside import CleanOutside, is_product, is_table
-from hal.errors import HalError, one_line
+from hal.errors import one_line
 from hal.memory import out_of_memory
 from hal.structure import LayerStack
 from srdd.measurements import LayerMeasurement, SiteReplay, WeightDamage
@@ -27,14 +27,12 @@ from srdd.replay.constants import constants_of
 from srdd.replay.module import replay_own
 from srdd.replay.outside_capture import LayerBoundary, record_outside
 from srdd.replay.part import Change, amplified_and_tiny, run_part, spiked, tiny_rows, unchanged
-from srdd.replay.sites import Part, SiteComparisons
+from srdd.replay.sites import OTHER_CODE, Part, SiteComparisons, coarsest_dtype
 from srdd.replay.weights import damaged_weights, outside
 
 OWN_INPUT = "repeat_0"
 ELEMENTS = 2**22  # of a product that are compared at a time: a head's float64 logits may need more than a layer
 EXCITED_ROWS = 64  # of a product's input that are excited, for the same reason
-# What a model's own code raises when it meets stand-ins that it does not expect.
-_OTHER_CODE = (HalError, RuntimeError, AttributeError, TypeError, ValueError, LookupError)
 
 
 class OutsideReplay:
@@ -77,7 +75,7 @@ class OutsideReplay:
         return {number: tuple(damaged_weights(found, self._weights)) for number, found in ends.items()}
 
     def _compare_all(self, dtype: torch.dtype, device: torch.device) -> dict[int, tuple[SiteReplay, ...]]:
-        part = Part(self._clean.owner, self._clean.name, dtype, device)
+        part = Part(self._clean.owner, self._clean.name, coarsest_dtype(self._clean.owner, dtype), device)
         self._sites = defaultdict(lambda: SiteComparisons(part, self._clean.module, self._seed))
         for tree in self._trees:
             for call, layer, handed in _in_order(tree, len(self._stack) - 1):
@@ -90,7 +88,7 @@ class OutsideReplay:
     def _compare_or_note(self, part: Part, call: ModuleCall, layer: int, handed: list[int]) -> None:
         try:
             self._compare(part, call, layer, handed)
-        except _OTHER_CODE as error:
+        except OTHER_CODE as error:
             if out_of_memory(error):
                 raise
             self.notes.append(f"{part.full_name(call.name)}: not replayed: {one_line(error)}")

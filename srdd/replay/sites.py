@@ -11,6 +11,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from hal.errors import HalError, one_line
+from hal.memory import out_of_memory
 from srdd.measurements import SiteReplay, WrongConstant
 from srdd.probes.samples import unit_roundoff
 from srdd.replay.capture import ModuleCall
@@ -19,6 +21,10 @@ from srdd.replay.constants import explains, repairing_constant
 from srdd.replay.module import ReplayDivergedError, replay_module
 from srdd.replay.part import run_part, unchanged
 from srdd.replay.repeat import errs_alike
+
+COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# What a module's own code raises when it meets float64, or values in the place of its parts, and does not expect it.
+OTHER_CODE = (HalError, RuntimeError, AttributeError, TypeError, ValueError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,14 @@ class Part:
     def full_name(self, name: str) -> str:
         """The name in the model of what is called `name` below the part; what the whole model returns is its output."""
         return ".".join(filter(None, (self.site, name))) or f"output of {type(self.module).__name__}"
+
+
+def coarsest_dtype(module: nn.Module, stream: torch.dtype) -> torch.dtype:
+    """The dtype with the largest roundings that `module` may compute in: that of its residual stream, which some models
+    keep in float32, or of its weights.
+    """
+    held = [parameter.dtype for parameter in module.parameters() if parameter.dtype in COMPUTED_IN]
+    return max([stream, *held], key=lambda dtype: torch.finfo(dtype).eps)
 
 
 class SiteComparisons:
@@ -65,8 +79,12 @@ class SiteComparisons:
             draws = DRAWS[:1] if call.name in self._wrong else DRAWS
             natural = excitation.startswith("repeat")
             comparisons = compare_call(call, self._clean, self._part.dtype, self._seed, draws, natural)
-        except ReplayDivergedError as error:
-            self.notes.append(f"{self._part.site}: not replayed under '{excitation}': {error}")
+        except OTHER_CODE as error:
+            if out_of_memory(error):
+                raise
+            self.notes.append(
+                f"{self._part.full_name(call.name)}: not replayed under '{excitation}': {one_line(error)}"
+            )
             return
         self.keep(comparisons, excitation)
         violation = comparisons[0].transfer.violation

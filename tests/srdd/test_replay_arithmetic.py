@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from srdd.replay.arithmetic import RoundingSpread, WideArithmetic, product_spread
+from srdd.replay.accumulation import product_spread
+from srdd.replay.arithmetic import RoundingSpread, WideArithmetic
 
 
 def test_conversions_to_a_narrower_dtype_keep_the_width():

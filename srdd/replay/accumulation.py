@@ -1,0 +1,109 @@
+"""How far the float32 accumulation inside an operator carries its result, beyond the rounding of that result.
+
+A sum of K terms is disturbed by u_acc * sqrt(K) of their root sum of squares: the random walk of K float32 additions
+in an unknown order (Higham and Mary 2019 for the square root).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+ACCUMULATOR = 2.0**-24  # unit roundoff of the float32 in which every supported device accumulates
+
+
+def accumulation_spread(func: Any, name: str, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor | None:
+    """The standard deviation of the error that accumulating leaves in `value`, the result of the aten operator `func`,
+    called `name`, for `args`; None for an operator that accumulates nothing.
+    """
+    spread = _SPREADS.get(name)
+    return None if spread is None else spread(func, args, value)
+
+
+def product_spread(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """That of `left @ right`: u_acc * sqrt(K) * sqrt(sum_k left^2 right^2)."""
+    terms = left.shape[-1]
+    return ACCUMULATOR * math.sqrt(terms) * torch.matmul(left.square(), right.square()).sqrt()
+
+
+def _product(_func: Any, args: tuple[Any, ...], _value: torch.Tensor) -> torch.Tensor:
+    return product_spread(*args[-2:])
+
+
+def _convolution(func: Any, args: tuple[Any, ...], _value: torch.Tensor) -> torch.Tensor:
+    """A product with the weight's rows."""
+    x, weight, _bias, *form = args
+    squares: torch.Tensor = func(x.square(), weight.square(), None, *form)
+    return ACCUMULATOR * math.sqrt(weight[0].numel()) * squares.sqrt()
+
+
+def _sum(func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor | None:
+    """A product with ones."""
+    return _scaled_sum(func, args, math.sqrt(_terms(args, value)))
+
+
+def _mean(func: Any, args: tuple[Any, ...], _value: torch.Tensor) -> torch.Tensor | None:
+    """That of the sum over K: the root of a mean of squares is that of their sum over sqrt(K)."""
+    return _scaled_sum(func, args, 1.0)
+
+
+def _running_sum(func: Any, args: tuple[Any, ...], _value: torch.Tensor) -> torch.Tensor | None:
+    return _scaled_sum(func, args, math.sqrt(args[0].shape[args[1]]))
+
+
+def _scaled_sum(func: Any, args: tuple[Any, ...], scale: float) -> torch.Tensor | None:
+    if not args[0].is_floating_point():
+        return None
+    squares: torch.Tensor = func(args[0].square(), *args[1:])
+    return ACCUMULATOR * scale * squares.sqrt()
+
+
+def _positive_terms(_func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
+    """Of terms that are all positive, where the root sum of squares is at most their sum."""
+    return ACCUMULATOR * math.sqrt(_terms(args, value)) * value.abs()
+
+
+def _cancelling(_func: Any, args: tuple[Any, ...], _value: torch.Tensor) -> torch.Tensor:
+    """Of a fused function that subtracts inside: its absolute error follows the input, not the small result."""
+    size: torch.Tensor = args[0].abs()
+    return 2 * ACCUMULATOR * size
+
+
+def _layer_norm(_func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor | None:
+    return _layer_norm_spread(value, *args[:4]) if value.shape == args[0].shape else None
+
+
+def _layer_norm_spread(
+    result: torch.Tensor, x: torch.Tensor, shape: Sequence[int], weight: torch.Tensor | None, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Error of a fused layer norm in float32: of the mean and its subtraction, as (|x| + rms(x)) rstd |weight|, and of
+    a variance formed as mean(x^2) - mean(x)^2, which loses mean^2 / variance of its digits (Chan, Golub and LeVeque
+    1983).
+    """
+    dims = tuple(range(-len(shape), 0))
+    variance = x.var(dims, correction=0, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    scale = 1 if weight is None else weight.abs()
+    centred = result if bias is None else result - bias
+    size = x.abs() + x.square().mean(dims, keepdim=True).sqrt()
+    subtraction = 4 * size * variance.rsqrt() * scale
+    return ACCUMULATOR * (subtraction + centred.abs() * x.mean(dims, keepdim=True).square() / variance)
+
+
+def _terms(args: tuple[Any, ...], value: torch.Tensor) -> float:
+    terms: float = args[0].numel() / max(value.numel(), 1)
+    return max(terms, 1.0)
+
+
+_SPREADS: dict[str, Callable[[Any, tuple[Any, ...], torch.Tensor], torch.Tensor | None]] = {
+    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), _product),
+    **dict.fromkeys(("gelu", "mish", "softplus", "elu"), _cancelling),
+    **dict.fromkeys(("var", "var_mean", "linalg_vector_norm", "norm", "std"), _positive_terms),
+    "convolution": _convolution,
+    "cumsum": _running_sum,
+    "mean": _mean,
+    "native_layer_norm": _layer_norm,
+    "sum": _sum,
+}

@@ -1,0 +1,103 @@
+"""Architectures that nothing here was developed on, small and random: healthy ones are not accused, faulty layers are.
+
+They compute in other ways: fused products, biases of position instead of rotations, rotations by complex numbers,
+convolutions and recurrences instead of attention, residual streams in float32, blocks without a first norm, experts,
+latent attention, results scaled and capped, parts shared by all layers, additions in place.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+import srdd
+from srdd.faults import parse_fault, simulate
+
+COMMON = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 130,
+    "initializer_range": 0.1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SMALL = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128}
+GROUPED = {"num_key_value_heads": 2}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+LATENT = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 1,
+}
+DECODERS = {
+    "bloom": {"n_head": 4, "n_layer": 2},
+    "cohere": GROUPED,
+    "deepseek_v3": LATENT,
+    "falcon": {"alibi": False, "new_decoder_architecture": False},
+    "gemma3_text": {"head_dim": 8, "num_key_value_heads": 1},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, **GROUPED},
+    "gptj": {**SMALL, "rotary_dim": 4},
+    "granite": {"embedding_multiplier": 3.0, "logits_scaling": 2.0, **GROUPED},
+    "llama4_text": {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 64, **GROUPED},
+    "mamba": {"state_size": 4},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 16},
+    "phi": {},
+    "qwen3_moe": EXPERTS,
+    "rwkv": {"attention_hidden_size": 32},
+    "xglm": {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64},
+}
+ENCODERS = {
+    "albert": {"embedding_size": 16},
+    "deberta-v2": {},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+    "electra": {"embedding_size": 16},
+    "modernbert": {},
+    "mpnet": {},
+    "roberta": {},
+}
+ONE_LAYER = ("albert",)  # its layers are one, used twice
+
+
+def build(kind, dtype):
+    config = AutoConfig.for_model(kind, **{**COMMON, **DECODERS.get(kind, ENCODERS.get(kind, {}))})
+    torch.manual_seed(0)
+    make = AutoModelForCausalLM if kind in DECODERS else AutoModel
+    return make.from_config(config).to(dtype).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
+def test_a_healthy_model_is_replayed_whole_and_accused_of_nothing(kind, dtype):
+    report = srdd.scan(build(kind, dtype))
+    assert report.findings == ()
+    assert not [note for note in report.diagnosis.notes if "not replayed" in note]
+
+
+@pytest.mark.parametrize("fault", ["dead_zone", "bias", "scale"])
+@pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
+def test_a_faulty_layer_is_named_and_no_other(kind, fault):
+    model = build(kind, torch.float32)
+    layer = 0 if kind in ONE_LAYER else 1
+    with simulate(model, [parse_fault(f"{fault}@{layer}:sparsity=0.2,seed=1")]):
+        report = srdd.scan(model)
+    assert [(finding.layer, finding.kind) for finding in report.findings] == [(layer, fault)]
