@@ -230,7 +230,7 @@ class RoundingSpread:
 class _Logarithms:
     """By what factors roundings change each element of `exact`. An exponential turns roundings of large arguments into
     factors, whose few largest make up the mean square: draws that missed them say nothing. An element that keeps its
-    sign and changes by more than half is judged by the root mean square of its logarithm instead.
+    sign and changes by a factor of e (root mean square of the logarithm) or more is judged by its logarithm instead.
     """
 
     def __init__(self, exact: torch.Tensor) -> None:
@@ -254,5 +254,7 @@ class _Logarithms:
         """The spread, larger where factors say so."""
         if self._squares is None or self._flipped is None:
             return spread
-        factor = torch.expm1(WIDTH * (self._squares / draws).sqrt()) / WIDTH
-        return torch.where(self._flipped, spread, torch.maximum(spread, factor * self._exact.abs()))
+        logarithm = (self._squares / draws).sqrt()
+        factor = torch.expm1(WIDTH * logarithm) / WIDTH
+        judged = ~self._flipped & (logarithm >= 1)
+        return torch.where(judged, torch.maximum(spread, factor * self._exact.abs()), spread)

@@ -147,3 +147,79 @@ def test_a_model_outside_transformers_is_replayed_too():
     assert srdd.scan(model).verdict == "healthy"
     with simulate(model, [Fault("dead_zone", 2, site="inner", units=2)]):
         assert found(srdd.scan(model)) == [(2, "blocks.2.inner", "")]
+
+
+class AddsInPlace(nn.Module):
+    """A block that adds one part's result to another's where that lies, as Falcon does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.second = nn.Linear(16, 16)
+
+    def forward(self, x):
+        y = self.first(x)
+        y += self.second(x)
+        return x + y
+
+
+class AsksForLimits(nn.Module):
+    """A block that fills a mask with the smallest number of its activations' dtype, made in float32, as XGLM does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+
+    def forward(self, x):
+        y = self.inner(x)
+        return x + torch.max(y, torch.tensor(torch.finfo(y.dtype).min))
+
+
+class Raises(nn.Module):
+    """A block whose code does not take float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+
+    def forward(self, x):
+        if x.dtype is torch.float64:
+            raise ValueError("this code knows float32")
+        return x + self.inner(x)
+
+
+def plain(block):
+    torch.manual_seed(0)
+    model = Plain()
+    model.blocks = nn.ModuleList(block() for _ in range(3))
+    return model
+
+
+@pytest.mark.parametrize("block", [AddsInPlace, AsksForLimits])
+def test_code_that_a_replay_could_stumble_over_is_healthy(block):
+    model = plain(block)
+    report = srdd.scan(model)
+    assert report.findings == ()
+    assert not [note for note in report.diagnosis.notes if "not replayed" in note]
+
+
+def test_a_module_that_cannot_be_replayed_is_noted_and_its_parts_still_are():
+    model = plain(Raises)
+    report = srdd.scan(model)
+    assert report.findings == ()
+    assert any("blocks.0: not replayed" in note and "knows float32" in note for note in report.diagnosis.notes)
+    with simulate(model, [Fault("bias", 1, site="inner", units=1)]):
+        assert (1, "blocks.1.inner", "") in found(srdd.scan(model))
+
+
+def test_a_stream_in_float32_of_a_model_in_bfloat16_is_judged_by_the_weights_roundings():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return x.float() + self.inner(x.to(self.inner.weight.dtype))
+
+    model = plain(Mixed).to(torch.bfloat16)
+    assert srdd.scan(model).findings == ()

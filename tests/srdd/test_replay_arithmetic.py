@@ -81,3 +81,59 @@ def test_a_product_in_another_order_of_accumulation_stays_within_eight_spreads(t
         one_by_one += x[:, k : k + 1] * w[k : k + 1]
     for result in (x @ w, x.flip(1) @ w.flip(0), one_by_one):
         assert ((result.double() - exact).abs() <= limit).all()
+
+
+# One operator each whose float32 result may be far off in proportion to itself, because its terms cancel.
+CANCELLING_SUMS = {
+    "sum": lambda x: x.sum(-1),
+    "mean": lambda x: x.mean(-1),
+    "cumsum": lambda x: x.cumsum(-1),
+    "mean, subtracted": lambda x: x - x.mean(-1, keepdim=True),
+    "convolution": lambda x: functional.conv1d(x[None], torch.ones(64, 1, 9, dtype=x.dtype), padding=4, groups=64)[0],
+}
+
+
+@pytest.mark.parametrize("name", CANCELLING_SUMS)
+def test_a_sum_that_cancels_may_err_by_the_size_of_its_terms(name):
+    torch.manual_seed(0)
+    x = torch.randn(64, 256)
+    x[:, 128:] = -x[:, :128].flip(-1) * (1 + 2.0**-12)
+    exact, spread = spread_of(CANCELLING_SUMS[name], x, dtype=torch.float32, draws=24)
+    error = (CANCELLING_SUMS[name](x).double() - exact).abs()
+    assert (error <= 8 * spread + 2.0**-23 * exact.abs()).all()
+
+
+def test_a_rotation_by_complex_numbers_is_rounded_too():
+    torch.manual_seed(0)
+    x, angle = torch.randn(64, 16), torch.randn(64, 8)
+
+    def rotate(x, angle):
+        turned = torch.view_as_complex(x.reshape(64, 8, 2)) * torch.polar(torch.ones_like(angle), angle)
+        return torch.view_as_real(turned)
+
+    exact, spread = spread_of(rotate, x, angle, dtype=torch.float32, draws=24)
+    error = (rotate(x, angle).double() - exact).abs()
+    assert (error <= 8 * spread + 2.0**-23 * exact.abs()).all()
+    assert (spread > 0).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_exponentials_of_large_scores_are_judged_by_factors(seed):
+    """Rounding scores of a thousand to bfloat16 multiplies small probabilities by any factor."""
+    torch.manual_seed(seed)
+    q, k = (30 * torch.randn(512, 8)).bfloat16(), (30 * torch.randn(8, 64)).bfloat16()
+
+    def probabilities(q, k):
+        return torch.softmax(torch.matmul(q, k) / 8**0.5, -1)
+
+    exact, spread = spread_of(probabilities, q, k, draws=48)
+    error = (probabilities(q, k).double() - exact).abs()
+    assert (error <= 8 * spread + 2.0**-8 * exact.abs() + 1e-30).all()
+
+
+def test_a_difference_that_changes_sign_is_no_factor():
+    torch.manual_seed(0)
+    x = torch.randn(64, 64)
+    y = x + 2.0**-9 * torch.randn(64, 64)
+    _, spread = spread_of(lambda x, y: 3 * x - 3 * y, x, y, draws=48)
+    assert (spread < 2.0**-7 * 3 * x.abs()).float().mean() > 0.9
