@@ -10,11 +10,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from hal.errors import HalError, ModelError, one_line
+from hal.memory import out_of_memory
+
 
 def run_forward(model: nn.Module, ids: torch.Tensor) -> None:
-    """One forward pass over `ids`, [rows, length], for the sake of the hooks; what it returns is dropped."""
+    """One forward pass over `ids`, [rows, length], for the sake of the hooks; what it returns is dropped. Raises
+    ModelError for a model that fails on them: it wants other inputs, or has code for other dtypes.
+    """
     options = {"use_cache": False} if accepts(model, "use_cache") else {}
-    model(ids, **options)
+    try:
+        model(ids, **options)
+    except HalError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise ModelError(f"{type(model).__name__} fails on token ids {list(ids.shape)}: {one_line(error)}") from error
 
 
 def accepts(model: nn.Module, argument: str) -> bool:

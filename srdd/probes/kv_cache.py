@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from torch import nn
+from transformers import DynamicCache, PreTrainedConfig
 
 from hal.kv_cache import Read, transform_cache
 from srdd.measurements import CacheIntegrity
@@ -20,7 +22,8 @@ TOKENS = 9  # eight to fill the cache and one that reads them back
 
 def measure_kv_cache(visit: LayerVisit) -> CacheIntegrity | None:
     """Run the layer on its first tokens with a cache, all but one and then that one, twice, and compare what it reads
-    with what it stored. None for a layer that takes no cache, or does not use the one it is given.
+    with what it stored. None for a layer that takes no cache, does not use the one it is given (a recurrence beside
+    attention), or wants one of its model's own making.
     """
     tokens = min(TOKENS, visit.call.stream.shape[-2])
     if tokens < 2 or not visit.call.takes_cache():
@@ -31,13 +34,23 @@ def measure_kv_cache(visit: LayerVisit) -> CacheIntegrity | None:
         accesses.append((stored, returned))
         return returned
 
-    with transform_cache(visit.call.layer, note):
-        cache = DynamicCache()
-        visit.run_part(0, tokens - 1, cache)
-        again = copy.deepcopy(cache)
-        visit.run_part(tokens - 1, tokens, cache)
-        visit.run_part(tokens - 1, tokens, again)
+    try:
+        with transform_cache(visit.call.layer, note):
+            cache = DynamicCache(config=_config(visit.call.layer))
+            visit.run_part(0, tokens - 1, cache)
+            again = copy.deepcopy(cache)
+            visit.run_part(tokens - 1, tokens, cache)
+            visit.run_part(tokens - 1, tokens, again)
+    except (AttributeError, TypeError, ValueError, LookupError):
+        return None  # a cache that this architecture does not know
     return _compare(accesses) if len(accesses) == 3 else None
+
+
+def _config(layer: nn.Module) -> Any:
+    """The configuration that a model's parts hold, which says what each layer caches; None where they hold none."""
+    found = (getattr(module, "config", None) for module in layer.modules())
+    config = next((entry for entry in found if isinstance(entry, PreTrainedConfig)), None)
+    return None if config is None else config.get_text_config(decoder=True)
 
 
 def _compare(accesses: Sequence[tuple[Read, Read]]) -> CacheIntegrity:

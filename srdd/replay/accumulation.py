@@ -72,6 +72,29 @@ def _cancelling(_func: Any, args: tuple[Any, ...], _value: torch.Tensor) -> torc
     return 2 * ACCUMULATOR * size
 
 
+def _softmax(_func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
+    """Of a fused softmax: the rounding of x - max(x), which the exponential turns into a factor, the exponential's own
+    last places, and the sum.
+    """
+    x, dim = args[0], args[1]
+    below: torch.Tensor = (x - x.amax(dim, keepdim=True)).abs().nan_to_num(0.0, posinf=0.0)
+    return ACCUMULATOR * (below + 2 + math.sqrt(x.shape[dim])) * value.abs()
+
+
+def _log_softmax(_func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
+    """That of its logarithm."""
+    return ACCUMULATOR * (value.abs() + 2 + math.sqrt(args[0].shape[args[1]]))
+
+
+def _transform(_func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
+    """Of a fast Fourier transform: u_acc * log2(K) of the root sum of squares (Higham 2002, section 24.1)."""
+    dims = args[1]
+    terms = math.prod(args[0].shape[dim] for dim in dims)
+    size: torch.Tensor = args[0].abs().square().sum(dims, keepdim=True).sqrt()
+    spread: torch.Tensor = ACCUMULATOR * max(math.log2(terms), 1) * size
+    return spread.expand_as(value)
+
+
 def _layer_norm(_func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor | None:
     return _layer_norm_spread(value, *args[:4]) if value.shape == args[0].shape else None
 
@@ -101,6 +124,9 @@ _SPREADS: dict[str, Callable[[Any, tuple[Any, ...], torch.Tensor], torch.Tensor 
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), _product),
     **dict.fromkeys(("gelu", "mish", "softplus", "elu"), _cancelling),
     **dict.fromkeys(("var", "var_mean", "linalg_vector_norm", "norm", "std"), _positive_terms),
+    "_fft_c2c": _transform,
+    "_log_softmax": _log_softmax,
+    "_softmax": _softmax,
     "convolution": _convolution,
     "cumsum": _running_sum,
     "mean": _mean,

@@ -1,8 +1,8 @@
 """Arithmetic of a replay: wide on the host, or wide with every rounding of the device drawn at random.
 
-The second is Monte Carlo arithmetic (Parker 1997): run the same computation in float64, disturb each result by
-a relative +-u, where u is the device's unit roundoff, and the spread over a few runs measures how far rounding
-can carry each element, conditioning included. Sums are disturbed further (accumulation.py).
+The second is Monte Carlo arithmetic (Parker 1997): run the same computation in float64, disturb each result by a
+relative error of standard deviation u, the device's unit roundoff, and the spread over a few runs measures how far
+rounding can carry each element, conditioning included. Sums are disturbed further (accumulation.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from srdd.replay.accumulation import accumulation_spread
 
-# The spread is sampled from runs with every rounding at its largest. Real roundings are uniform below that
-# (a standard deviation sqrt(3) smaller), so 8 of these are about 14 standard deviations of a healthy device.
+# Real roundings are uniform below u, the drawn ones below sqrt(3) u, so 8 of their standard deviations are about 14 of
+# a healthy device's. Not +-u at random: errors that are all of one size add up to it, to nothing or to twice that, and
+# miss what lies between.
 WIDTH = 8.0
 
 _FACTOR = 8.0  # natural logarithm of a factor that is counted as no larger
@@ -25,6 +26,9 @@ _FACTOR = 8.0  # natural logarithm of a factor that is counted as no larger
 LARGE = 2.0**48  # its square, summed over 2**30 terms, is still a float32
 
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
+# What roundings of the argument change by factors, so that how far the result rounds is another in each run.
+_EXPONENTIALS = frozenset({"exp", "exp2", "_softmax", "pow"})
 
 # Results that are copies, selections or comparisons of their inputs: nothing is rounded.
 _EXACT_NAMES = (
@@ -118,21 +122,21 @@ class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as 
     def _disturb(self, func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
         if value.is_complex():  # rotations by complex numbers; either part rounds by the modulus at most
             parts = torch.view_as_real(value)
-            amount = (self._roundoff * value.abs())[..., None].expand_as(parts)
-            return torch.view_as_complex(parts.addcmul(amount, self._signs(parts)))
+            amount = self._amount(func, args, value)[..., None].expand_as(parts)
+            return torch.view_as_complex(parts.addcmul(amount, self._draw(parts)))
         if not value.is_floating_point():
             return value
         amount = self._amount(func, args, value)
         if func._schema.is_mutable:
-            return value.addcmul_(amount, self._signs(value))
-        return value.addcmul(amount, self._signs(value))
+            return value.addcmul_(amount, self._draw(value))
+        return value.addcmul(amount, self._draw(value))
 
     def _amount(self, func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
         """How far each element of this operation's result may be carried, from the first run if it did the same."""
         position, self._position = self._position, self._position + 1
         if position < len(self._steps):
             known, amount = self._steps[position]
-            if known is func and amount.shape == value.shape:
+            if known is func and amount.shape == value.shape and _name(func) not in _EXPONENTIALS:
                 return amount
         amount = self._roundoff * value.abs()
         spread = accumulation_spread(func, _name(func), args, value)
@@ -143,14 +147,13 @@ class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as 
             self._steps.append((func, amount))
         return amount
 
-    def _signs(self, like: torch.Tensor) -> torch.Tensor:
-        """+1 or -1 for each element: a window, at a random place, of signs drawn once."""
+    def _draw(self, like: torch.Tensor) -> torch.Tensor:
+        """A number of standard deviation 1 for each element: a window, at a random place, of numbers drawn once."""
         count = like.numel()
         if count > _BANK // 2:
-            signs = torch.empty(like.shape, dtype=torch.int8).random_(0, 2, generator=self._generator)
-            return signs.to(like.dtype).mul_(2).sub_(1)
+            return torch.empty(like.shape, dtype=like.dtype).uniform_(-_WIDEST, _WIDEST, generator=self._generator)
         start = int(torch.randint(_BANK - count, (), generator=self._generator))
-        return _sign_bank()[start : start + count].view(like.shape)
+        return _bank()[start : start + count].view(like.shape)
 
 
 @functools.cache
@@ -165,12 +168,13 @@ def _rounds(func: Any) -> bool:
 
 
 _BANK = 1 << 20
+_WIDEST = 3**0.5
 
 
 @functools.cache
-def _sign_bank() -> torch.Tensor:
-    signs = torch.empty(_BANK, dtype=torch.float64)
-    return signs.random_(0, 2, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
+def _bank() -> torch.Tensor:
+    numbers = torch.empty(_BANK, dtype=torch.float64)
+    return numbers.uniform_(-_WIDEST, _WIDEST, generator=torch.Generator().manual_seed(0))
 
 
 def widened(value: torch.Tensor) -> torch.Tensor:
