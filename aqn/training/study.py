@@ -167,6 +167,8 @@ def _train(
     record["curve"], record["seconds"] = curve.all(), (time.monotonic() - started) / trained
     if injection is not None:
         record["hits"] = sum(injection.counts.values())
+        rate = injection.deadzone.survival_rate if injection.deadzone is not None else math.nan
+        record["survival_rate"] = rate if math.isfinite(rate) else None
     curve.drop()
 
 
