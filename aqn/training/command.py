@@ -9,22 +9,7 @@ from typing import Annotated
 
 import typer
 
-from aqn.command_options import (
-    Backend,
-    Completions,
-    Device,
-    Dtype,
-    Epochs,
-    Evaluated,
-    Model,
-    Prompts,
-    Quiet,
-    Rate,
-    Seeds,
-    Steps,
-    counted,
-    wide_console,
-)
+from aqn import command_options as option
 from aqn.config import AqnConfig
 from aqn.experiments.result import require_output
 from aqn.training.arms import ARMS, Fault
@@ -47,21 +32,21 @@ def train_command(
     sigma: Annotated[float, typer.Option(min=0, help="Strength of the noise.")] = 0.05,
     mode: Annotated[str, typer.Option(help="matmul or all_ops.")] = "matmul",
     config: Annotated[Path | None, typer.Option(help="YAML of python -m aqn guide, for the guided arm.")] = None,
-    steps: Steps = 60,
-    epochs: Epochs = 2,
-    prompts: Prompts = 8,
-    completions: Completions = 8,
-    rate: Rate = 2e-4,
-    evaluated: Evaluated = 200,
-    model: Model = None,
+    steps: option.Steps = 60,
+    epochs: option.Epochs = 2,
+    prompts: option.Prompts = 8,
+    completions: option.Completions = 8,
+    rate: option.Rate = 2e-4,
+    evaluated: option.Evaluated = 200,
+    model: option.Model = None,
     data: Annotated[Path | None, typer.Option(help="Training questions and answers: .jsonl or .parquet.")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="Held-out questions and answers.")] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 5,
-    backend: Backend = "auto",
-    device: Device = None,
-    dtype: Dtype = "float32",
-    seeds: Seeds = 3,
-    quiet: Quiet = False,
+    backend: option.Backend = "auto",
+    device: option.Device = None,
+    dtype: option.Dtype = "float32",
+    seeds: option.Seeds = 3,
+    quiet: option.Quiet = False,
 ) -> int:
     """Train under a dead zone with and without noise, several seeds each, and compare. Resumable."""
     from aqn.training.data import file_problems
@@ -95,15 +80,15 @@ def train_command(
     )
     source = bundled_problems if data is None or eval_data is None else file_problems(data, eval_data)
     require_output(out)
-    with counted("training", quiet) as progress:
+    with option.counted("training", quiet) as progress:
         result = run_study(study, target, out, study.counter(progress), source)
     result.options["command"] = " ".join(["python -m aqn", *sys.argv[1:]])
     result.save(out)
     lines = curves(out, chosen, "reward" if method == "grpo" else "loss")
     _save_curves(out, lines, "reward" if method == "grpo" else "loss")
     if not quiet:
-        result.show(wide_console())
-        wide_console().print(f"written: {out}", highlight=False)
+        result.show(option.wide_console())
+        option.wide_console().print(f"written: {out}", highlight=False)
     return 0
 
 

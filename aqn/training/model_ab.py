@@ -9,21 +9,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from aqn.command_options import (
-    Backend,
-    Completions,
-    Device,
-    Dtype,
-    Epochs,
-    Evaluated,
-    Model,
-    Prompts,
-    Quiet,
-    Rate,
-    Seeds,
-    Steps,
-    counted,
-)
+from aqn import command_options as option
 from aqn.experiments.result import Result, require_output
 from aqn.training.arms import BASELINE, LAYER_OUTPUT, Fault
 from aqn.training.recipe import Recipe
@@ -39,7 +25,7 @@ MODEL_B: Final = "epoch_aware"
 
 def compare_models(study: Study, backend: TorchBackend, out: Path, quiet: bool) -> Result:
     """Make the study's runs and compare Model A with Model B in every measure, beside the study's own comparisons."""
-    with counted("model A and B", quiet) as progress:
+    with option.counted("model A and B", quiet) as progress:
         result = run_study(study, backend, out, study.counter(progress))
     result.experiment = "model_ab"
     result.title = f"Model A ({MODEL_A}) and Model B ({MODEL_B}, all layers). {result.title}"
@@ -60,18 +46,18 @@ def model_ab_command(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Its threshold.")] = 0.25,
     sigma: Annotated[float, typer.Option(min=0, help="Strength of the noise at the schedule's start.")] = 0.05,
     mode: Annotated[str, typer.Option(help="Noise on matmul, all_ops, or the layer's output.")] = LAYER_OUTPUT,
-    steps: Steps = 60,
-    epochs: Epochs = 2,
-    prompts: Prompts = 8,
-    completions: Completions = 8,
-    rate: Rate = 2e-4,
-    evaluated: Evaluated = 200,
-    model: Model = None,
-    backend: Backend = "auto",
-    device: Device = None,
-    dtype: Dtype = "float32",
-    seeds: Seeds = 3,
-    quiet: Quiet = False,
+    steps: option.Steps = 60,
+    epochs: option.Epochs = 2,
+    prompts: option.Prompts = 8,
+    completions: option.Completions = 8,
+    rate: option.Rate = 2e-4,
+    evaluated: option.Evaluated = 200,
+    model: option.Model = None,
+    backend: option.Backend = "auto",
+    device: option.Device = None,
+    dtype: option.Dtype = "float32",
+    seeds: option.Seeds = 3,
+    quiet: option.Quiet = False,
 ) -> int:
     """Train both under one dead zone, with a baseline without noise, and put everything into one table: accuracy with
     and without the fault, under further noise and on other kinds of question, survival rate, overhead.
