@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from hal.checkpoint import CheckpointWeights
 from hal.errors import ModelError
 from hal.skeleton import fresh_instance, on_meta, stripped_copy, transformers_model
 from hal.structure import LayerStack
@@ -26,17 +24,16 @@ class WeightSource(Protocol):
 
 class CleanLayers:
     """Builds layer copies that share nothing with the scanned model: neither hooks, patched forwards nor, when
-    a `checkpoint` is given, device memory.
+    clean `weights` are given, device memory.
 
     The structure comes from the model's class and configuration, instantiated without weights; the weights come
-    from the checkpoint directory, cast to the scanned model's dtype first, or else from the model's own
-    parameters. A module that is not a transformers model is deep-copied and stripped. `weights` is the
-    checkpoint as a source of single tensors, None without one.
+    from `weights`, a checkpoint for example, cast to the scanned model's dtype first, or else from the model's own
+    parameters. A module that is not a transformers model is deep-copied and stripped.
     """
 
-    def __init__(self, model: nn.Module, stack: LayerStack, checkpoint: Path | None = None) -> None:
+    def __init__(self, model: nn.Module, stack: LayerStack, weights: WeightSource | None = None) -> None:
         self._stack = stack
-        self.weights: WeightSource | None = CheckpointWeights(checkpoint) if checkpoint else None
+        self.weights = weights
         self._skeleton = _skeleton(model, stack)
 
     def layer(self, index: int, dtype: torch.dtype = torch.float64) -> nn.Module:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from typing import TypeGuard
 
 import torch
 from torch import nn
 
+from hal.calls import moved
 from hal.clean_layers import WeightSource
 from hal.skeleton import on_meta, stripped_copy, transformers_model
 from hal.structure import LayerStack
 
+_HOST = torch.device("cpu")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -43,31 +46,29 @@ class CleanOutside:
         self.name = found[0] if found else ""
         self.owner: nn.Module = found[1] if found else model
         self._weights = weights
-        self._inside = f"{stack.path.removeprefix(f'{self.name}.') if self.name else stack.path}."
         if found:
             self.module: nn.Module = on_meta(self.owner).eval()
         else:
             self.module = stripped_copy(self.owner, {id(layer): nn.Identity() for layer in stack.layers}).eval()
         for name, part in self.module.named_modules():
-            if not f"{name}.".startswith(self._inside):
+            if not stack.holds(_join(self.name, name)):
                 self._fill(name, part)
 
-    def product(self, name: str, start: int, stop: int) -> nn.Linear:
-        """Output units `start` to `stop` of the matrix product called `name`."""
-        part = self.module.get_submodule(name)
-        rows = self._tensor(f"{name}.weight")[start:stop].double()
-        linear = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
-        linear.weight = nn.Parameter(rows, requires_grad=False)
-        if getattr(part, "bias", None) is not None:
-            linear.bias = nn.Parameter(self._tensor(f"{name}.bias")[start:stop].double(), requires_grad=False)
-        return linear
+    def product(self, name: str) -> nn.Linear:
+        """The matrix product called `name`, in the model's own dtype."""
+        part = copy.deepcopy(self.module.get_submodule(name))
+        if not is_product(part):
+            raise TypeError(f"{name} is a {type(part).__name__}, not a matrix product")
+        for leaf, _ in list(part.named_parameters(recurse=False)):
+            setattr(part, leaf, nn.Parameter(self._tensor(f"{name}.{leaf}"), requires_grad=False))
+        return part
 
     def table(self, name: str, rows: torch.Tensor | None) -> nn.Embedding:
         """The look-up table called `name`, in the model's own dtype; with `rows` given, of those rows alone, in their
         order, in float64.
         """
         part = copy.deepcopy(self.module.get_submodule(name))
-        if not isinstance(part, nn.Embedding):
+        if not is_table(part):
             raise TypeError(f"{name} is a {type(part).__name__}, not a look-up table")
         weight = self._tensor(f"{name}.weight")
         chosen = weight if rows is None else weight[rows].double()
@@ -83,10 +84,10 @@ class CleanOutside:
         later = is_table(part) or is_product(part)
         for leaf in [name for name, _ in part.named_parameters(recurse=False) if not later]:
             value = self._tensor(_join(name, leaf))
-            setattr(part, leaf, nn.Parameter(_widened(value), requires_grad=False))
+            setattr(part, leaf, nn.Parameter(moved(value, _HOST, torch.float64), requires_grad=False))
         for leaf, buffer in list(part.named_buffers(recurse=False)):
             if leaf not in computed and buffer is not None:
-                part._buffers[leaf] = _widened(self._tensor(_join(name, leaf)))
+                part._buffers[leaf] = moved(self._tensor(_join(name, leaf)), _HOST, torch.float64)
 
     def _compute_buffers(self, name: str, part: nn.Module) -> None:
         """Buffers that no checkpoint has, as the class computes them when it loads a checkpoint; as the scanned model
@@ -102,7 +103,8 @@ class CleanOutside:
                 initialise(part)
         for leaf, value in present.items():
             fresh = part._buffers.get(leaf)
-            part._buffers[leaf] = _widened(value if fresh is None or _explained(fresh, value) else fresh)
+            chosen = value if fresh is None or _explained(fresh, value) else fresh
+            part._buffers[leaf] = moved(chosen, _HOST, torch.float64)
 
     def _held(self, name: str) -> torch.Tensor:
         """The scanned model's own tensor, on the host."""
@@ -120,12 +122,12 @@ class CleanOutside:
         return stored.to(held.dtype)
 
 
-def is_table(module: nn.Module) -> bool:
+def is_table(module: nn.Module) -> TypeGuard[nn.Embedding]:
     """Whether the module looks up rows of a table."""
     return isinstance(module, nn.Embedding)
 
 
-def is_product(module: nn.Module) -> bool:
+def is_product(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the module is a matrix product and nothing else."""
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
@@ -144,10 +146,6 @@ def _explained(fresh: torch.Tensor, held: torch.Tensor) -> bool:
     if bool(fresh.isnan().any()):
         return True
     return any(torch.equal(fresh.to(dtype).to(held.dtype), held) for dtype in (held.dtype, *_DTYPES))
-
-
-def _widened(value: torch.Tensor) -> torch.Tensor:
-    return value.double() if value.is_floating_point() else value
 
 
 def _join(*names: str) -> str:

@@ -36,6 +36,10 @@ class LayerStack:
             raise ModelError(f"layer {index} does not exist: the model has layers 0 to {len(self) - 1}")
         return f"{self.path}.{index}" if self.path else str(index)
 
+    def holds(self, name: str) -> bool:
+        """Whether the module called `name` is one of the layers, a part of one, or what contains just them."""
+        return not self.path or f"{name}.".startswith(f"{self.path}.")
+
 
 def find_layer_stack(model: nn.Module) -> LayerStack:
     """The list of repeated layers that holds most of the model's parameters. A candidate is a list-like

@@ -12,7 +12,8 @@ from srdd import thresholds
 from srdd.classify import layer_kind, weight_kind
 from srdd.evidence import Evidence, carries_stream, known_differences, leaning_site, violating_sites, weigh
 from srdd.measurements import LayerMeasurement, Measurements, SiteReplay
-from srdd.suggest import OF_INPUT, describe_constant, describe_damage, suggestion
+from srdd.site_names import OF_INPUT, lies_in
+from srdd.suggest import describe_constant, describe_damage, suggestion
 
 OUTSIDE = "outside the layers"
 
@@ -71,7 +72,7 @@ def diagnose(measurements: Measurements) -> Diagnosis:
     accused = [*((layer, [Evidence("finite", math.inf, 1.0)]) for layer in spoilt), *accused]
     accused.sort(key=lambda entry: -entry[1][0].excess)
     findings = tuple(_finding(rank, layer, alarms, known) for rank, (layer, alarms) in enumerate(accused, start=1))
-    inside = [finding for finding, (row, _) in zip(findings, accused, strict=True) if row not in measurements.outside]
+    inside = [finding for finding, (row, _) in zip(findings, accused, strict=True) if row.is_layer]
     scores = tuple(evidence[0].excess if evidence else 0.0 for evidence in weighed[: len(measurements.layers)])
     return Diagnosis(findings, _labels(measurements, inside), scores, _notes(measurements, carries))
 
@@ -80,7 +81,7 @@ def place(finding: Finding, layers: Sequence[LayerMeasurement]) -> str:
     """Where a finding is, in words: "layer 7", or "outside the layers"."""
     layer = next((row.site for row in layers if row.index == finding.layer), "")
     site = finding.site.removeprefix(OF_INPUT)
-    return f"layer {finding.layer}" if f"{site}.".startswith(f"{layer}.") else OUTSIDE
+    return f"layer {finding.layer}" if lies_in(site, layer) else OUTSIDE
 
 
 def kurtosis_edges(layers: Sequence[LayerMeasurement]) -> list[float]:
@@ -105,7 +106,7 @@ def _explained(row: LayerMeasurement, accused: Sequence[tuple[LayerMeasurement, 
     """
     if not row.replay or violating_sites(row):
         return False
-    outside = [entry for entry, _ in accused if not entry.site]
+    outside = [entry for entry, _ in accused if not entry.is_layer]
     altered = any(site.site == f"{OF_INPUT}{row.site}" for entry in outside for site in violating_sites(entry))
     spoilt = row.finite_input and not row.finite_output and any(entry.index <= row.index for entry in outside)
     return altered or spoilt
@@ -113,7 +114,7 @@ def _explained(row: LayerMeasurement, accused: Sequence[tuple[LayerMeasurement, 
 
 def _source_is_known(layer: LayerMeasurement, accused: Sequence[tuple[LayerMeasurement, list[Evidence]]]) -> bool:
     """Whether something outside the layers is accused of what this one was given."""
-    return any(row.index == layer.index and not row.site for row, _ in accused)
+    return any(row.index == layer.index and not row.is_layer for row, _ in accused)
 
 
 def _spoilt_inputs(measurements: Measurements) -> list[LayerMeasurement]:
@@ -144,7 +145,7 @@ def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: 
         label=_label(kind, layer),
         confidence=1 - 0.5 / alarms[0].excess,
         evidence=tuple(alarms),
-        suggestion=suggestion(kind, layer.index, site, detail, damaged is not None, outside=not layer.site),
+        suggestion=suggestion(kind, layer.index, site, detail, damaged is not None, outside=not layer.is_layer),
     )
 
 

@@ -198,6 +198,18 @@ class LayerMeasurement:
     replay: tuple[SiteReplay, ...] | None = None
     weights: tuple[WeightDamage, ...] | None = None
 
+    @classmethod
+    def outside(
+        cls, index: int, replay: tuple[SiteReplay, ...] | None, weights: tuple[WeightDamage, ...] | None
+    ) -> LayerMeasurement:
+        """A row of Measurements.outside, under the number of a layer: of no layer, so without a site."""
+        return cls(index, "", True, True, replay=replay, weights=weights)
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether this is the row of a layer."""
+        return bool(self.site)
+
 
 @dataclass(frozen=True)
 class Cost:

@@ -71,8 +71,8 @@ def scan(
         f"a scan at level {level}", "give it more, fewer prompts or --level quick, or stream (--stream)"
     ):
         if level == "full":
-            replay = HostReplay(model, stack, Path(checkpoint) if checkpoint else None, seed)
             weights = SharedWeights(model, CheckpointWeights(Path(checkpoint))) if checkpoint else None
+            replay = HostReplay(model, stack, weights, seed)
             outside = OutsideReplay(model, stack, weights, seed)
         return _Scan(model, stack, target, ids, tuple(probes), replay, outside, seed, progress, trials).run()
 

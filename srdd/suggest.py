@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from srdd.measurements import WeightDamage, WrongConstant
-
-# What begins the name of a site that is no module, but what one was handed, or what the whole model returned.
-OF_INPUT, OF_OUTPUT = "input of ", "output of "
+from srdd.site_names import OF_INPUT, OF_OUTPUT
 
 _CAUSE = {
     "dead_zone": "small values come back as zero: suspect underflow, a 4-bit format or a flushed subnormal",

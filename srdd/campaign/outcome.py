@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from srdd.site_names import lies_in
+
 SCHEMA = "srdd-campaign-case/1"
 
 
@@ -61,7 +63,7 @@ class Outcome:
         """What a finding names, in the same terms; what lies in the right module is that module."""
         if not isinstance(self.right_place, str):
             return found.layer
-        return self.place if f"{found.site}.".startswith(f"{self.place}.") else found.site
+        return self.place if lies_in(found.site, self.place) else found.site
 
     def to_json(self) -> dict[str, Any]:
         """The outcome as a JSON object."""

@@ -12,6 +12,7 @@ from srdd.campaign.entry import options_of
 from srdd.campaign.kinds import accepted_kinds
 from srdd.campaign.outcome import Found, Outcome
 from srdd.campaign.rate import Rate, rate
+from srdd.site_names import lies_in
 
 HEALTHY, ELSEWHERE, ERROR = "(healthy)", "(another place)", "(error)"
 
@@ -123,8 +124,7 @@ def _operator_named(outcome: Outcome, first: Found | None) -> bool:
     if first is None:
         return False
     if fault["operator"]:
-        inside = first.site == outcome.place or first.site.startswith(f"{outcome.place}.")
-        return inside and first.operator == fault["operator"]
+        return lies_in(first.site, outcome.place) and first.operator == fault["operator"]
     return first.site == outcome.place
 
 

@@ -74,7 +74,7 @@ def simulate(model: nn.Module, faults: Sequence[Fault]) -> Iterator[list[ActiveF
 def _attach(hooks: Hooks, changes: ExitStack, stack: LayerStack, entry: ActiveFault) -> None:
     fault = entry.fault
     if fault.layer is None:
-        if f"{fault.site}.".startswith(f"{stack.path}."):
+        if stack.holds(fault.site):
             raise UsageError(
                 f"fault '{fault.kind}@{fault.site}' is inside the layers: write {fault.kind}@LAYER:site=NAME"
             )

@@ -17,6 +17,7 @@ from srdd.excitation import Excitation
 from srdd.fleet.answer import FORWARD, WEIGHTS, Record
 from srdd.forward import run_forward, without_cache
 from srdd.replay.capture import map_tensors
+from srdd.site_names import lies_in
 from srdd.walk import LayerVisit, Walk
 
 OFFSET = 50.0
@@ -59,7 +60,7 @@ class _Run:
         with ExitStack() as handles:
             for name, module in self._model.named_modules():
                 # What contains the layers returns what the last of them and its head do.
-                if name and not f"{self._stack.path}.".startswith(f"{name}."):
+                if name and not lies_in(self._stack.path, name):
                     handles.callback(module.register_forward_hook(self._observer(name)).remove)
             Walk(self._stack, self._visit).run(lambda: run_forward(self._model, ids))
         return self._records

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hal.checkpoint import CheckpointWeights
 from hal.errors import ModelError
 from hal.structure import LayerStack, find_layer_stack
 from srdd.live.translate import Reference, translate
@@ -39,7 +40,7 @@ class EngineReplay(HostReplay):
         stack = find_layer_stack(model)
         if len(stack) != layers:
             raise ModelError(f"{checkpoint} has {len(stack)} layers and the engine {layers}: give its own checkpoint")
-        super().__init__(model, stack, checkpoint, seed)
+        super().__init__(model, stack, CheckpointWeights(checkpoint), seed)
         self._rotary_module = _rotary(model, stack)
         self._whole = whole
         if not whole:
@@ -138,7 +139,7 @@ def _rotary(model: nn.Module, stack: LayerStack) -> nn.Module:
     found: list[nn.Module] = [
         module
         for name, module in model.named_modules()
-        if type(module).__name__.endswith("RotaryEmbedding") and not name.startswith(f"{stack.path}.")
+        if type(module).__name__.endswith("RotaryEmbedding") and not stack.holds(name)
     ]
     if len(found) != 1:
         raise ModelError(

@@ -134,9 +134,8 @@ def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
         return function(value)
     if isinstance(value, dict):
         entries = {key: map_tensors(item, function) for key, item in value.items()}
-        return (
-            type(value)(**entries) if hasattr(value, "to_tuple") else entries
-        )  # transformers' ModelOutput keeps its kind
+        # transformers' ModelOutput keeps its kind.
+        return type(value)(**entries) if hasattr(value, "to_tuple") else entries
     if type(value) in (tuple, list):
         return type(value)(map_tensors(item, function) for item in value)
     return value

@@ -145,10 +145,8 @@ class _Values:
         size = np.abs(self.expected)
         allowance = LAST_ROUNDINGS * limits.eps / 2 * size + floor
         if spread is not None:
-            with np.errstate(over="ignore"):
-                allowance += WIDTH * np.where(
-                    np.isnan(spread), np.inf, spread
-                )  # where draws overflow, nothing is known
+            with np.errstate(over="ignore"):  # where draws overflow, nothing is known
+                allowance += WIDTH * np.where(np.isnan(spread), np.inf, spread)
         # What a kernel makes of NaN is its own affair: a fused attention may skip a row that has one.
         undefined = self.spoilt & ~np.isfinite(self.expected)
         return np.where((size > 0.99 * limits.max) | undefined, np.inf, allowance)

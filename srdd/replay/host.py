@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 
 from torch import nn
 
-from hal.clean_layers import CleanLayers
+from hal.clean_layers import CleanLayers, WeightSource
 from hal.structure import LayerStack
 from srdd.measurements import SiteReplay, WeightDamage
 from srdd.replay.capture import ModuleCall, record
 from srdd.replay.compare import Comparison
-from srdd.replay.constants import constants_of
-from srdd.replay.part import Change, amplified_and_tiny, run_part, spiked, tiny_rows
+from srdd.replay.part import AMPLIFIED, SPIKED, excitations, run_part
 from srdd.replay.sites import Part, SiteComparisons, coarsest_dtype
 from srdd.replay.weights import damaged_weights
 from srdd.walk import LayerVisit
@@ -27,9 +24,9 @@ class HostReplay:
     the worst result of each site and forgets the layer.
     """
 
-    def __init__(self, model: nn.Module, stack: LayerStack, checkpoint: Path | None, seed: int) -> None:
+    def __init__(self, model: nn.Module, stack: LayerStack, weights: WeightSource | None, seed: int) -> None:
         self.notes: list[str] = []
-        self._clean_layers = CleanLayers(model, stack, checkpoint)
+        self._clean_layers = CleanLayers(model, stack, weights)
         self._seed = seed
         self._sites: SiteComparisons | None = None
         self._clean: nn.Module | None = None
@@ -54,11 +51,9 @@ class HostReplay:
             return 0
         # Only innermost modules are amplified: an attention whose scores grow by the square is too near a tie to judge.
         for call in [call for call in self._own_run.walk() if not call.children]:
-            constants = constants_of(visit.call.layer.get_submodule(call.name)).values()
-            tiny = tiny_rows(constants, visit.call.stream.dtype)
-            self._excite(visit, call, "amplified and tiny part", partial(amplified_and_tiny, tiny=tiny))
+            self._excite(visit, call, AMPLIFIED)
         for call in self._own_run.children:
-            self._excite(visit, call, "spiked part", spiked)
+            self._excite(visit, call, SPIKED)
         return 2 + self._ask_again(visit)
 
     def weights(self, visit: LayerVisit) -> tuple[WeightDamage, ...] | None:
@@ -76,8 +71,9 @@ class HostReplay:
         self._sites, self._clean, self._own_run = None, None, None
         return rows
 
-    def _excite(self, visit: LayerVisit, call: ModuleCall, name: str, change: Change) -> None:
-        for tree in run_part(visit.call.layer, call, visit.call.stream.device, change):
+    def _excite(self, visit: LayerVisit, call: ModuleCall, name: str) -> None:
+        layer, stream = visit.call.layer, visit.call.stream
+        for tree in run_part(layer, call, stream.device, excitations(layer, call, stream.dtype)[name]):
             self._compare_tree(visit, tree, name)
 
     def _ask_again(self, visit: LayerVisit) -> int:

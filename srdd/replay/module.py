@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hal.clean_outside import is_product
 from hal.errors import HalError
 from srdd.replay.accumulation import product_spread
 from srdd.replay.arithmetic import Draw, OnlyIEEE, RoundingSpread, WideArithmetic, may_overflow, widened
@@ -52,7 +53,7 @@ def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int
     included; a ReplayDivergedError says that this gives other shapes too.
     """
     module = clean.get_submodule(call.name)
-    if _is_plain_product(module, call):
+    if is_product(module) and not call.children:
         return _replay_linear(call, module, roundoff)
     try:
         return replay_own(call, clean, roundoff, seed)
@@ -67,10 +68,6 @@ def replay_own(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -
     return _replay(
         call, roundoff, seed, partial(_run_own, call, clean, clean.get_submodule(call.name)), _own_values(call)
     )
-
-
-def _is_plain_product(module: nn.Module, call: ModuleCall) -> TypeGuard[nn.Linear]:
-    return isinstance(module, nn.Linear) and not call.children and type(module).forward is nn.Linear.forward
 
 
 def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: list[torch.Tensor]) -> Replay:
@@ -97,7 +94,7 @@ def run_natively(call: ModuleCall, clean: nn.Module) -> list[torch.Tensor] | Non
     """
     module = clean.get_submodule(call.name)
     x = call.args[0] if call.args else None
-    if _is_plain_product(module, call):
+    if is_product(module) and not call.children:
         if not isinstance(x, torch.Tensor) or x.element_size() > 2:
             return None
         bias = None if module.bias is None else module.bias.to(x.dtype)
@@ -107,9 +104,8 @@ def run_natively(call: ModuleCall, clean: nn.Module) -> list[torch.Tensor] | Non
         return None
     ieee = OnlyIEEE()
     try:
-        args, kwargs = map_tensors(
-            (call.args, call.kwargs), torch.clone
-        )  # a layer may add to its parts' results in place
+        # A layer may add to its parts' results in place.
+        args, kwargs = map_tensors((call.args, call.kwargs), torch.clone)
         with _substituted(call, clean, torch.clone) as handed, torch.no_grad(), ieee:
             output = module(*args, **kwargs)
     except (ReplayDivergedError, RuntimeError):

@@ -16,18 +16,15 @@ from torch import nn
 from hal.calls import activation
 from hal.clean_layers import WeightSource
 from hal.clean_outside import CleanOutside, is_product, is_table
-from hal.errors import one_line
-from hal.memory import out_of_memory
 from hal.structure import LayerStack
 from srdd.measurements import LayerMeasurement, SiteReplay, WeightDamage
 from srdd.probes.samples import unit_roundoff
 from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
 from srdd.replay.compare import DRAWS, Comparison, compare_call, compare_value
-from srdd.replay.constants import constants_of
 from srdd.replay.module import replay_own
 from srdd.replay.outside_capture import LayerBoundary, record_outside
-from srdd.replay.part import Change, amplified_and_tiny, run_part, spiked, tiny_rows, unchanged
-from srdd.replay.sites import OTHER_CODE, Part, SiteComparisons, coarsest_dtype
+from srdd.replay.part import Change, excitations, run_part, unchanged
+from srdd.replay.sites import Part, SiteComparisons, coarsest_dtype, noted
 from srdd.replay.weights import damaged_weights, outside
 
 OWN_INPUT = "repeat_0"
@@ -62,14 +59,14 @@ class OutsideReplay:
         """Compare what was recorded. `dtype` and `device` are those of the model's activations."""
         sites, weights = self._compare_all(dtype, device), self._damage()
         return tuple(
-            LayerMeasurement(number, "", True, True, replay=sites.get(number, ()), weights=weights.get(number))
+            LayerMeasurement.outside(number, sites.get(number, ()), weights.get(number))
             for number in sorted({*sites, *weights})
         )
 
     def _damage(self) -> dict[int, tuple[WeightDamage, ...]]:
         if self._weights is None:
             return {}
-        ends = {0: dict[str, nn.Parameter](), len(self._stack) - 1: dict[str, nn.Parameter]()}
+        ends: dict[int, dict[str, nn.Parameter]] = defaultdict(dict)  # of a single layer, both are one
         ends[0] |= self._parameters.before
         ends[len(self._stack) - 1] |= self._parameters.behind
         return {number: tuple(damaged_weights(found, self._weights)) for number, found in ends.items()}
@@ -79,37 +76,27 @@ class OutsideReplay:
         self._sites = defaultdict(lambda: SiteComparisons(part, self._clean.module, self._seed))
         for tree in self._trees:
             for call, layer, handed in _in_order(tree, len(self._stack) - 1):
-                self._compare_or_note(part, call, layer, handed)
+                with noted(self.notes, f"{part.full_name(call.name)}: not replayed"):
+                    self._compare(part, call, layer, handed)
         for sites in self._sites.values():
             sites.ask_again()
             self.notes.extend(sites.notes)
         return {layer: sites.rows() for layer, sites in self._sites.items()}
-
-    def _compare_or_note(self, part: Part, call: ModuleCall, layer: int, handed: list[int]) -> None:
-        try:
-            self._compare(part, call, layer, handed)
-        except OTHER_CODE as error:
-            if out_of_memory(error):
-                raise
-            self.notes.append(f"{part.full_name(call.name)}: not replayed: {one_line(error)}")
 
     def _compare(self, part: Part, call: ModuleCall, layer: int, handed: list[int]) -> None:
         if call.children:
             self._compare_own(part, call, layer, handed)
             return
         module = self._clean.module.get_submodule(call.name)
-        for entry, excitation in _inputs(part, call, is_product(module)):
-            if is_product(module):
-                wrong = self._compare_product(part, entry, layer, excitation)
-            elif is_table(module):
-                wrong = self._compare_table(part, entry, layer, excitation)
-            elif excitation == OWN_INPUT and (inner := self._computed_in(call, module)) is not None:
-                wrong = self._compare_with(part, call, layer, excitation, module, inner)
-            else:
-                self._sites[layer].compare(entry, excitation)
-                continue
-            if wrong:
-                self._sites[layer].repeats(call.name, _repeats(part, call))
+        compare = self._compare_module
+        if is_product(module):
+            compare = partial(self._compare_product, whole=self._clean.product(call.name))
+        elif is_table(module):
+            compare = self._compare_table
+        runs = _runs(part, call, is_product(module))
+        wrong = [compare(part, run, layer, excitation) for run, excitation in runs]
+        if any(wrong):
+            self._sites[layer].repeats(call.name, _repeats(part, call))
 
     def _compare_own(self, part: Part, call: ModuleCall, layer: int, handed: list[int]) -> None:
         """What a module with parts hands to each of them, and what it makes of what they return. A tensor that it
@@ -130,16 +117,16 @@ class OutsideReplay:
             found = Comparison(name, "", compare_value(replay, number, part.dtype), of_input=of_input)
             self._sites[owner].keep([found], OWN_INPUT)
 
-    def _compare_product(self, part: Part, call: ModuleCall, layer: int, excitation: str) -> bool:
+    def _compare_product(self, part: Part, call: ModuleCall, layer: int, excitation: str, whole: nn.Linear) -> bool:
         """Compare a matrix product, some of its units at a time; whether it differs anywhere."""
         output: torch.Tensor = call.output
         units = output.shape[-1]
         step = max(ELEMENTS * units // max(output.numel(), 1), 1)
         wrong = False
         for start in range(0, units, step):
-            stop = min(start + step, units)
-            cut = replace(call, output=output[..., start:stop])
-            wrong |= self._compare_with(part, cut, layer, excitation, self._clean.product(call.name, start, stop))
+            some = slice(start, start + step)
+            cut = replace(call, output=output[..., some])
+            wrong |= self._compare_with(part, cut, layer, excitation, _units(whole, some))
         return wrong
 
     def _compare_table(self, part: Part, call: ModuleCall, layer: int, excitation: str) -> bool:
@@ -153,6 +140,17 @@ class OutsideReplay:
         rows, places = torch.unique(numbers, return_inverse=True)
         cut = replace(call, args=(places,))
         return self._compare_with(part, cut, layer, excitation, self._clean.table(call.name, rows))
+
+    def _compare_module(self, part: Part, call: ModuleCall, layer: int, excitation: str) -> bool:
+        """Compare any other module; whether it is a position table and differs anywhere: others are asked again by the
+        comparisons of their site.
+        """
+        module = self._clean.module.get_submodule(call.name)
+        inner = self._computed_in(call, module) if excitation == OWN_INPUT else None
+        if inner is not None:
+            return self._compare_with(part, call, layer, excitation, module, inner)
+        self._sites[layer].compare(call, excitation)
+        return False
 
     def _computed_in(self, call: ModuleCall, module: nn.Module) -> torch.dtype | None:
         """The dtype that a position table computes in, that of its frequencies whatever its result is rounded to: a
@@ -181,9 +179,18 @@ class OutsideReplay:
         return found.transfer.violation > 1
 
 
+def _units(whole: nn.Linear, some: slice) -> nn.Linear:
+    """Some of the output units of a matrix product, in float64."""
+    cut = nn.Linear(1, 1, bias=False, device="meta")
+    cut.weight = nn.Parameter(whole.weight[some].double(), requires_grad=False)
+    if whole.bias is not None:
+        cut.bias = nn.Parameter(whole.bias[some].double(), requires_grad=False)
+    return cut
+
+
 def _made_by(call: ModuleCall) -> list[int]:
-    """Which of the values of `own_values` the module made: they are none that it was given, by its caller or by a part,
-    before.
+    """Which of the values that a replay of the module's own arithmetic gives it made: none that it was given, by its
+    caller or by a part, before.
     """
     given = {id(tensor) for tensor in call.handed()}
     made = []
@@ -215,18 +222,13 @@ def _in_order(tree: ModuleCall, last: int) -> Iterator[tuple[ModuleCall, int, li
     yield from walk(tree)
 
 
-def _inputs(part: Part, call: ModuleCall, large: bool) -> Iterator[tuple[ModuleCall, str]]:
+def _runs(part: Part, call: ModuleCall, large: bool) -> Iterator[tuple[ModuleCall, str]]:
     """The call as it was, and on inputs that reach further where it has an activation."""
     yield call, OWN_INPUT
     if activation(call.args, call.kwargs) is None:
         return
-    tiny = tiny_rows(constants_of(part.module.get_submodule(call.name)).values(), part.dtype)
     start = _fewer_rows(call) if large else call
-    changes: dict[str, Change] = {
-        "amplified and tiny part": partial(amplified_and_tiny, tiny=tiny),
-        "spiked part": spiked,
-    }
-    for name, change in changes.items():
+    for name, change in excitations(part.module, call, part.dtype).items():
         for tree in run_part(part.module, start, part.device, change):
             yield tree, name
 

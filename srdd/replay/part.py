@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from srdd.replay.capture import ModuleCall, map_tensors, record
+from srdd.replay.constants import constants_of
 
 AMPLIFICATION = -(2.0**6)  # of a submodule's input: larger than its data, and of the other sign
 TINY = 2.0**-10  # root mean square of a row whose square is what most normalisations add an epsilon to
+
+AMPLIFIED, SPIKED = "amplified and tiny part", "spiked part"
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
@@ -30,6 +34,12 @@ def run_part(layer: nn.Module, call: ModuleCall, device: torch.device, change: C
 def unchanged(x: torch.Tensor) -> torch.Tensor:
     """The input as it was."""
     return x
+
+
+def excitations(layer: nn.Module, call: ModuleCall, dtype: torch.dtype) -> dict[str, Change]:
+    """The inputs that reach further for the module of `layer` that made `call`, by name."""
+    tiny = tiny_rows(constants_of(layer.get_submodule(call.name)).values(), dtype)
+    return {AMPLIFIED: partial(amplified_and_tiny, tiny=tiny), SPIKED: spiked}
 
 
 def tiny_rows(epsilons: Iterable[float], dtype: torch.dtype) -> float:

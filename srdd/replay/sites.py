@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,10 +22,11 @@ from srdd.replay.constants import explains, repairing_constant
 from srdd.replay.module import ReplayDivergedError, replay_module
 from srdd.replay.part import run_part, unchanged
 from srdd.replay.repeat import errs_alike
+from srdd.site_names import OF_INPUT, OF_OUTPUT
 
 COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # What a module's own code raises when it meets float64, or values in the place of its parts, and does not expect it.
-OTHER_CODE = (HalError, RuntimeError, AttributeError, TypeError, ValueError, LookupError)
+_OTHER_CODE = (HalError, RuntimeError, AttributeError, TypeError, ValueError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,18 @@ class Part:
 
     def full_name(self, name: str) -> str:
         """The name in the model of what is called `name` below the part; what the whole model returns is its output."""
-        return ".".join(filter(None, (self.site, name))) or f"output of {type(self.module).__name__}"
+        return ".".join(filter(None, (self.site, name))) or f"{OF_OUTPUT}{type(self.module).__name__}"
+
+
+@contextmanager
+def noted(notes: list[str], what: str) -> Iterator[None]:
+    """Add `what` and the reason to `notes` where the model's own code fails in the block, unless memory ran out."""
+    try:
+        yield
+    except _OTHER_CODE as error:
+        if out_of_memory(error):
+            raise
+        notes.append(f"{what}: {one_line(error)}")
 
 
 def coarsest_dtype(module: nn.Module, stream: torch.dtype) -> torch.dtype:
@@ -74,21 +87,14 @@ class SiteComparisons:
 
     def compare(self, call: ModuleCall, excitation: str) -> None:
         """Compare one call made under `excitation`; where it differs, its operators too."""
-        try:
-            # Where the module already differs under another input there is no doubt left to draw away.
-            draws = DRAWS[:1] if call.name in self._wrong else DRAWS
-            natural = excitation.startswith("repeat")
+        # Where the module already differs under another input there is no doubt left to draw away.
+        draws = DRAWS[:1] if call.name in self._wrong else DRAWS
+        natural = excitation.startswith("repeat")
+        comparisons: list[Comparison] = []
+        with noted(self.notes, f"{self._part.full_name(call.name)}: not replayed under '{excitation}'"):
             comparisons = compare_call(call, self._clean, self._part.dtype, self._seed, draws, natural)
-        except OTHER_CODE as error:
-            if out_of_memory(error):
-                raise
-            self.notes.append(
-                f"{self._part.full_name(call.name)}: not replayed under '{excitation}': {one_line(error)}"
-            )
-            return
         self.keep(comparisons, excitation)
-        violation = comparisons[0].transfer.violation
-        if violation > 1:
+        if comparisons and (violation := comparisons[0].transfer.violation) > 1:
             self._wrong[call.name].append((violation, call))
 
     def keep(self, comparisons: list[Comparison], excitation: str) -> None:
@@ -150,7 +156,7 @@ class SiteComparisons:
         others = [entry.transfer for _, entry in found if entry is not worst and entry.transfer.violation > 1]
         site = self._part.full_name(name)
         return SiteReplay(
-            site=f"input of {site}" if of_input else site,
+            site=f"{OF_INPUT}{site}" if of_input else site,
             operator=operator,
             excitation=excitation,
             depth=name.count(".") + 1 if name else 0,

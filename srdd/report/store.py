@@ -82,7 +82,7 @@ def from_document(document: dict[str, Any]) -> tuple[Measurements, Diagnosis, Co
         notes=tuple(about["notes"]),
         known=tuple(about["known"].items()),
         outside=tuple(
-            LayerMeasurement(row["layer"], "", True, True, **_comparisons_from(row))
+            LayerMeasurement.outside(row["layer"], **_comparisons_from(row))
             for row in document.get("outside", ())  # a report of before these were replayed has none
         ),
     )

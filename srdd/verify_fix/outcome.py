@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from srdd.diagnose import Finding, place
 from srdd.report import Report, to_json
+from srdd.site_names import lies_in
 from srdd.verify_fix.paired import LOSS, Comparison
 
 SCHEMA = "srdd-verify-fix/1"
@@ -85,11 +86,11 @@ class Outcome:
         measured = self.before.measurements
         rows = [layer for layer in measured.layers if layer.index == self.change.layer] or measured.outside
         damaged = [
-            damage.name for row in rows for damage in row.weights or () if damage.name.startswith(self.change.site)
+            damage.name for row in rows for damage in row.weights or () if lies_in(damage.name, self.change.site)
         ]
         if self.helps and damaged and not self.change.operator:
             words += (
-                f" The weights of this layer in device memory differed from the checkpoint ({damaged[0]}), and the "
+                f" Its weights in device memory differed from the checkpoint ({damaged[0]}), and the "
                 "rerun took the checkpoint's: loading them again may be all that is needed."
             )
         return words
@@ -98,12 +99,12 @@ class Outcome:
 _ADVICE: dict[Verdict, str] = {
     "cured": "",
     "not cured": "",
-    "better": "The task gains, though the scans do not tell the layer's state apart: compare their evidence.",
+    "better": "The task gains, though the scans do not tell its state before and after apart: compare their evidence.",
     "worse": "Do not keep this change.",
-    "nothing to cure": "The scan had nothing against this layer: name the one a finding names, or leave it as it is.",
+    "nothing to cure": "The scan had nothing against this place: name one that a finding names, or leave it as it is.",
 }
 _CURED_BY_PRECISION = (
-    "The fault belongs to this precision's kernels: keep the layer in the other until they are mended."
+    "The fault belongs to this precision's kernels: keep this place in the other until they are mended."
 )
 _CURED_BY_HOST = (
     "The host does not share the fault, so it is the device's; try --dtype without --host, which costs far less."
@@ -158,9 +159,9 @@ def metric_text(metric: Comparison | None) -> str:
 
 def _found(report: Report, finding: Finding | None) -> str:
     others = len(report.findings) - (finding is not None)
-    elsewhere = f"; {others} more finding{'s' if others > 1 else ''} in other layers" if others else ""
+    elsewhere = f"; {others} more finding{'s' if others > 1 else ''} elsewhere" if others else ""
     if finding is None:
-        return f"nothing at this layer{elsewhere}"
+        return f"nothing there{elsewhere}"
     operator = f", operator {finding.operator}" if finding.operator else ""
     return f"{finding.site}{operator}: {finding.kind}, confidence {finding.confidence:.3f}{elsewhere}"
 
@@ -170,7 +171,7 @@ def _at(report: Report, change: Change) -> Finding | None:
     layers = report.measurements.layers
     for finding in report.findings:
         if change.layer is None:
-            found = f"{finding.site}.".startswith(f"{change.site}.")
+            found = lies_in(finding.site, change.site)
         else:
             found = place(finding, layers) == f"layer {change.layer}"
         if found:

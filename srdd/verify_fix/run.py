@@ -48,7 +48,7 @@ def _name(stack: LayerStack, layer: int | None, site: str) -> str:
         return stack.site(layer) + (f".{site}" if site else "")
     if not site:
         raise UsageError("nothing to rerun: give --layer, or --site with the full name of a module outside the layers")
-    if f"{site}.".startswith(f"{stack.path}."):
+    if stack.holds(site):
         raise UsageError(f"site {site} belongs to a layer: give --layer, and --site with its name below that layer")
     return site
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from hal.checkpoint import CheckpointWeights
 from hal.clean_layers import CleanLayers
 from hal.errors import ModelError
 from hal.structure import find_layer_stack
 
 
 def clean(model, index=1, checkpoint=None):
-    return CleanLayers(model, find_layer_stack(model), checkpoint).layer(index)
+    weights = CheckpointWeights(checkpoint) if checkpoint else None
+    return CleanLayers(model, find_layer_stack(model), weights).layer(index)
 
 
 def test_a_clean_layer_holds_the_same_weights_in_float64(make_model):

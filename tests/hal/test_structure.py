@@ -167,3 +167,18 @@ def test_a_list_of_stand_ins_alone_is_no_stack():
 
 def test_all_layers_of_a_whole_model_are_present():
     assert find_layer_stack(model_of(layers=nn.ModuleList(Block() for _ in range(3)))).present == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "holds"),
+    [
+        ("model.layers", "model.layers", True),
+        ("model.layers", "model.layers.3.mlp", True),
+        ("model.layers", "model.layers_norm", False),
+        ("model.layers", "model", False),
+        ("model.layers", "", False),
+        ("", "3.mlp", True),
+    ],
+)
+def test_what_the_layers_hold_is_told_by_whole_names(path, name, holds):
+    assert LayerStack(path, ()).holds(name) is holds

@@ -289,7 +289,7 @@ def test_a_healthy_layer_has_nothing_to_cure(fix):
 def test_findings_of_other_layers_are_counted_and_do_not_count(fix):
     code, out, _ = fix("--layer", 1, "--inject", f"{FAULT},dtype=bfloat16", "--inject", "dead_zone@3")
     assert code == 0
-    assert "scan after   nothing at this layer; 1 more finding in other layers" in out
+    assert "scan after   nothing there; 1 more finding elsewhere" in out
 
 
 def test_damaged_weights_are_named_as_another_explanation(checkpoint):
