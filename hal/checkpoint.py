@@ -104,9 +104,8 @@ def _open_check(file: Path) -> None:
 
 
 class CheckpointWeights:
-    """The weights of a checkpoint directory by name, read one at a time. Names are tried as they are, and
-    without or with their first part, because checkpoints of a bare model and of one with a head differ in that.
-    `slices` holds every weight under its stored name, unread: indexing one with `[...]` reads it.
+    """The weights of a checkpoint directory by the names they are stored under, read one at a time. `slices` holds
+    them unread: indexing one with `[...]` reads it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -114,14 +113,8 @@ class CheckpointWeights:
         self.slices: dict[str, Any] = {name: file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118 -- no mapping
 
     def tensor(self, name: str) -> torch.Tensor | None:
-        """The weight called `name` on the host, in the checkpoint's dtype, or None when no weight has that
-        name.
-        """
-        stored = self._stored_name(name)
-        if stored is None:
-            return None
-        weight: torch.Tensor = self.slices[stored][...]
-        return weight
+        """The weight stored as `name` on the host, in the checkpoint's dtype, or None when there is none."""
+        return self.slices[name][...] if name in self.slices else None
 
     def shape(self, stored: str) -> tuple[int, ...]:
         """The shape of the weight stored as `stored`, without reading it."""
@@ -131,15 +124,12 @@ class CheckpointWeights:
         """How many elements all weights have together."""
         return sum(math.prod(self.shape(name)) for name in self.slices)
 
+    def widest_dtype(self) -> torch.dtype | None:
+        """Of the floating-point formats that models are built in, the widest among the weights; None without one."""
+        found = [_FLOATING[weight.get_dtype()] for weight in self.slices.values() if weight.get_dtype() in _FLOATING]
+        return max(found, key=lambda dtype: dtype.itemsize, default=None)
+
     def dtype(self) -> torch.dtype | None:
         """The dtype of the first weight in a floating-point format that models are built in, None without one."""
         found = (_FLOATING.get(weight.get_dtype()) for weight in self.slices.values())
         return next((dtype for dtype in found if dtype is not None), None)
-
-    def _stored_name(self, name: str) -> str | None:
-        bare = name.partition(".")[2]
-        candidates = [name, bare, *(f"{prefix}.{name}" for prefix in self._prefixes())]
-        return next((candidate for candidate in candidates if candidate in self.slices), None)
-
-    def _prefixes(self) -> set[str]:
-        return {stored.partition(".")[0] for stored in self.slices}

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Protocol
 
 import torch
 from torch import nn
 
 from hal.errors import ModelError
+from hal.model_weights import WeightSource
 from hal.skeleton import fresh_instance, on_meta, stripped_copy, transformers_model
 from hal.structure import LayerStack
-
-
-class WeightSource(Protocol):
-    """Where clean weights come from: `tensor(name)` is the host tensor of a parameter, by its name in the
-    model, or None when the source does not have it.
-    """
-
-    def tensor(self, name: str) -> torch.Tensor | None:
-        """The weight called `name`, on the host."""
 
 
 class CleanLayers:

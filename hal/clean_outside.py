@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from typing import TypeGuard
 
 import torch
 from torch import nn
 
 from hal.calls import moved
-from hal.clean_layers import WeightSource
+from hal.model_weights import WeightSource
 from hal.skeleton import on_meta, stripped_copy, transformers_model
 from hal.structure import LayerStack
 
 _HOST = torch.device("cpu")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class SharedWeights:
-    """Another source's weights, with parameters that modules of `model` share found under each of their names."""
-
-    def __init__(self, model: nn.Module, source: WeightSource) -> None:
-        self._source = source
-        names: dict[int, list[str]] = defaultdict(list)
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            names[id(parameter)].append(name)
-        self._names = {name: shared for shared in names.values() for name in shared}
-
-    def tensor(self, name: str) -> torch.Tensor | None:
-        """The weight called `name`, on the host; None when the source has it under none of its names."""
-        found = (self._source.tensor(known) for known in self._names.get(name, [name]))
-        return next((tensor for tensor in found if tensor is not None), None)
 
 
 class CleanOutside:

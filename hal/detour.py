@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from hal.calls import activation, moved
-from hal.clean_layers import WeightSource
 from hal.errors import ModelError
 from hal.hooks import module_at
+from hal.model_weights import WeightSource
 from hal.operators import OPERATORS, ModeScope, require_operator
 
 _HOST = torch.device("cpu")

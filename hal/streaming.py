@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from hal.memory import named_when_full
 from hal.models import (
     LoadedModel,
     architecture_of,
-    load_complete,
     quiet_transformers,
     read_config,
     read_tokenizer,
@@ -25,6 +23,7 @@ from hal.models import (
     require_supported,
     resolve_dtype,
 )
+from hal.parts import CheckpointParts
 from hal.structure import LayerStack, find_layer_stack
 
 
@@ -46,11 +45,11 @@ def stream_model(
             raise ModelError(f"checkpoint {directory} is quantised, which cannot be streamed: leave --stream out")
         require_finite(directory)
         architecture = _architecture(config, directory, trust_remote_code)
-        parts = _Parts(directory, architecture, config, weights, resolve_dtype(target, config, weights))
+        parts = CheckpointParts(directory, architecture, config, weights, resolve_dtype(target, config, weights))
         model = parts.empty()
         require_supported(model, backend)
         stack = find_layer_stack(model)
-        _assign(model, parts.outside(stack), backend.device)
+        _assign(model, parts.outside(stack.path), backend.device)
         tokenizer = read_tokenizer(directory, trust_remote_code)
     model.config._name_or_path = str(directory)
     resident = _ResidentLayer(parts, stack, backend.device)
@@ -59,64 +58,10 @@ def stream_model(
     return LoadedModel(model.eval(), tokenizer, directory)
 
 
-class _Parts:
-    """Loads parts of one checkpoint: instances of its class from which the other modules were taken out before the
-    weights were asked for.
-    """
-
-    def __init__(
-        self, directory: Path, architecture: type, config: Any, weights: CheckpointWeights, dtype: torch.dtype
-    ) -> None:
-        self._directory = directory
-        self._architecture = architecture
-        self._config = config
-        self._weights = weights
-        self._dtype = dtype
-
-    def empty(self) -> Any:
-        """The whole model without memory; raises ModelError where weights are missing or of another shape."""
-        shapes = {
-            name: torch.empty(self._weights.shape(name), device="meta", dtype=self._dtype)
-            for name in self._weights.slices
-        }
-        return self._load(self._architecture, shapes, device_map="meta")
-
-    def outside(self, stack: LayerStack) -> nn.Module:
-        """The model on the host with its layers taken out."""
-
-        def take_out(model: Any) -> None:
-            container = model.get_submodule(stack.path)
-            for name, _ in list(container.named_children()):
-                container.add_module(name, nn.Identity())
-
-        return self._load(_reduced(self._architecture, take_out), self._weights.slices)
-
-    def layer(self, site: str) -> nn.Module:
-        """The module called `site` on the host."""
-
-        def take_out(model: Any) -> None:
-            parent = model
-            for step in site.split("."):
-                for name, _ in list(parent.named_children()):
-                    if name != step:
-                        parent.add_module(name, nn.Identity())
-                parent = parent.get_submodule(step)
-            model.all_tied_weights_keys = {}  # of modules taken out
-
-        return self._load(_reduced(self._architecture, take_out), self._weights.slices).get_submodule(site)
-
-    def _load(self, architecture: Any, weights: dict[str, Any], **options: Any) -> nn.Module:
-        def loader(**further: Any) -> Any:
-            config = copy.deepcopy(self._config)
-            return architecture.from_pretrained(None, config=config, state_dict=weights, dtype=self._dtype, **further)
-
-        return load_complete(loader, self._directory, **options)
-
-
 class _ResidentLayer:
     """Which layer is in memory: the one that ran last."""
 
-    def __init__(self, parts: _Parts, stack: LayerStack, device: torch.device) -> None:
+    def __init__(self, parts: CheckpointParts, stack: LayerStack, device: torch.device) -> None:
         self._parts = parts
         self._stack = stack
         self._device = device
@@ -155,21 +100,6 @@ def _architecture(config: Any, directory: Path, trust_remote_code: bool) -> type
         return architecture  # type: ignore[no-any-return]  # transformers is untyped
     with torch.device("meta"):
         return type(architecture.from_config(config, trust_remote_code=trust_remote_code))
-
-
-def _reduced(architecture: type, take_out: Callable[[Any], None]) -> type:
-    """The class, with `take_out(model)` at the end of its construction. Name and module stay: transformers looks up
-    by them how stored weights become the model's.
-    """
-
-    class Reduced(architecture):  # type: ignore[misc]  # the class is known when it runs
-        def __init__(self, config: Any) -> None:
-            super().__init__(config)
-            take_out(self)
-
-    Reduced.__name__, Reduced.__qualname__ = architecture.__name__, architecture.__qualname__
-    Reduced.__module__ = architecture.__module__
-    return Reduced
 
 
 def _assign(target: nn.Module, source: nn.Module, device: torch.device) -> None:

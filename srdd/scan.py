@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ import torch
 from torch import nn
 
 from hal.backend import NumericMode, TorchBackend
-from hal.checkpoint import CheckpointWeights
-from hal.clean_outside import SharedWeights
 from hal.errors import ModelError, UsageError
 from hal.memory import named_when_full
+from hal.model_weights import ModelWeights
 from hal.registry import get_backend
 from hal.streaming import stream_model
 from hal.structure import LayerStack, evaluation_mode, find_layer_stack
@@ -66,15 +66,16 @@ def scan(
     ids = pack(tokenizer, require_prompts(list(prompts) if prompts is not None else list(DEFAULT), "prompts"), model)
     stack = find_layer_stack(model)
     _require_one_stream(model)
-    replay, outside = None, None
+    replay = None
     with named_when_full(
         f"a scan at level {level}", "give it more, fewer prompts or --level quick, or stream (--stream)"
     ):
         if level == "full":
-            weights = SharedWeights(model, CheckpointWeights(Path(checkpoint))) if checkpoint else None
-            replay = HostReplay(model, stack, weights, seed)
-            outside = OutsideReplay(model, stack, weights, seed)
-        return _Scan(model, stack, target, ids, tuple(probes), replay, outside, seed, progress, trials).run()
+            weights = ModelWeights(model, stack, Path(checkpoint)) if checkpoint else None
+            replay = _Replay(
+                HostReplay(model, stack, weights, seed), OutsideReplay(model, stack, weights, seed), weights
+            )
+        return _Scan(model, stack, target, ids, tuple(probes), replay, seed, progress, trials).run()
 
 
 def scan_checkpoint(
@@ -125,6 +126,22 @@ def _require_one_stream(model: nn.Module) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Replay:
+    """The two replays of a scan, and the clean weights that both take."""
+
+    layers: HostReplay
+    outside: OutsideReplay
+    weights: ModelWeights | None
+
+    def notes(self) -> tuple[str, ...]:
+        """What could not be compared."""
+        absent = sorted(self.weights.absent) if self.weights else ()
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        lacking = [f"{absent[0]}{more}: not found in the checkpoint, so the model's own is taken"] if absent else []
+        return (*self.layers.notes, *self.outside.notes, *lacking)
+
+
 class _Scan:
     """The state of one scan: what was measured so far."""
 
@@ -135,8 +152,7 @@ class _Scan:
         backend: TorchBackend,
         ids: torch.Tensor,
         probes: tuple[str, ...],
-        replay: HostReplay | None,
-        outside: OutsideReplay | None,
+        replay: _Replay | None,
         seed: int,
         progress: Progress | None,
         trials: int,
@@ -147,7 +163,6 @@ class _Scan:
         self._ids = ids
         self._probes = probes
         self._replay = replay
-        self._outside = outside
         self._seed = seed
         self._progress = progress
         self._trials = trials
@@ -177,7 +192,7 @@ class _Scan:
 
     def _measurements(self) -> Measurements:
         dtype = _dtype_of(self._model)
-        outside = self._outside.finish(dtype, self._backend.device) if self._outside else ()
+        outside = self._replay.outside.finish(dtype, self._backend.device) if self._replay else ()
         return Measurements(
             layers=tuple(sorted(self._rows, key=lambda row: row.index)),
             unit_roundoff=unit_roundoff(dtype),
@@ -185,19 +200,20 @@ class _Scan:
             tokens=self._ids.numel(),
             hidden=self._hidden,
             probes=self._probes,
-            notes=tuple(note for replay in (self._replay, self._outside) if replay for note in replay.notes),
+            notes=self._replay.notes() if self._replay else (),
             known=tuple(self._backend.known_failures.items()),
             outside=outside,
         )
 
     def _forward(self) -> None:
         # Its hooks come behind those of the walk, which runs layers again inside their own calls.
-        with self._outside.recording() if self._outside else nullcontext():
+        with self._replay.outside.recording() if self._replay else nullcontext():
             run_forward(self._model, self._ids.to(self._backend.device))
 
     def _visit(self, visit: LayerVisit) -> None:
         self._hidden = int(visit.call.stream.shape[-1])
-        self._rows.append(measure_layer(visit, self._probes, self._seed, self._replay, self._trials))
+        layers = self._replay.layers if self._replay else None
+        self._rows.append(measure_layer(visit, self._probes, self._seed, layers, self._trials))
         if self._progress is not None:
             self._progress(len(self._rows), len(self._stack))
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hal.checkpoint import CheckpointWeights
 from hal.errors import ModelError
+from hal.model_weights import ModelWeights
 from hal.structure import LayerStack, find_layer_stack
 from srdd.live.translate import Reference, translate
 from srdd.measurements import WeightDamage
@@ -40,7 +40,7 @@ class EngineReplay(HostReplay):
         stack = find_layer_stack(model)
         if len(stack) != layers:
             raise ModelError(f"{checkpoint} has {len(stack)} layers and the engine {layers}: give its own checkpoint")
-        super().__init__(model, stack, CheckpointWeights(checkpoint), seed)
+        super().__init__(model, stack, ModelWeights(model, stack, checkpoint), seed)
         self._rotary_module = _rotary(model, stack)
         self._whole = whole
         if not whole:

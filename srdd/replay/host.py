@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from hal.clean_layers import CleanLayers, WeightSource
+from hal.clean_layers import CleanLayers
+from hal.model_weights import WeightSource
 from hal.structure import LayerStack
 from srdd.measurements import SiteReplay, WeightDamage
 from srdd.replay.capture import ModuleCall, record

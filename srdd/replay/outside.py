@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from hal.calls import activation
-from hal.clean_layers import WeightSource
 from hal.clean_outside import CleanOutside, is_product, is_table
+from hal.model_weights import WeightSource
 from hal.structure import LayerStack
 from srdd.measurements import LayerMeasurement, SiteReplay, WeightDamage
 from srdd.probes.samples import unit_roundoff

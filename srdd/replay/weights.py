@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hal.clean_layers import WeightSource
+from hal.model_weights import WeightSource
 from hal.raw_bits import as_integers
 from hal.structure import LayerStack
 from srdd.measurements import WeightDamage

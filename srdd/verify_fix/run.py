@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from hal.backend import NumericMode, TorchBackend
-from hal.checkpoint import CheckpointWeights
 from hal.detour import detour
 from hal.errors import UsageError
+from hal.model_weights import ModelWeights
 from hal.models import DTYPES
 from hal.structure import LayerStack, evaluation_mode, find_layer_stack
 from srdd.batch import pack
@@ -74,7 +74,7 @@ def verify_fix(
     before = scan(model, tokenizer, backend, prompts, level, checkpoint=checkpoint)
     step("running the task")
     was = _run(task, model, tokenizer, backend)
-    weights = CheckpointWeights(checkpoint) if checkpoint else None
+    weights = ModelWeights(model, find_layer_stack(model), checkpoint) if checkpoint else None
     with detour(
         model, change.site, change.operator, dtype=DTYPES[change.dtype], host=change.host, weights=weights
     ) as taken:

@@ -161,11 +161,3 @@ def test_weights_are_read_by_name_from_any_shard(directory):
     assert torch.equal(weights.tensor("y"), torch.zeros(4))
     assert torch.equal(weights.tensor("x"), torch.ones(4))
     assert weights.tensor("w") is None
-
-
-def test_weights_are_found_with_and_without_the_name_of_the_inner_model(directory):
-    save(directory / SINGLE, **{"model.norm": torch.ones(2), "head": torch.zeros(3)})
-    weights = CheckpointWeights(directory)
-    assert torch.equal(weights.tensor("norm"), torch.ones(2))
-    assert torch.equal(weights.tensor("model.head"), torch.zeros(3))
-    assert weights.tensor("other.thing") is None

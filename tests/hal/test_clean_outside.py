@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hal.checkpoint import CheckpointWeights
-from hal.clean_outside import CleanOutside, SharedWeights, is_product, is_table
+from hal.clean_outside import CleanOutside, is_product, is_table
+from hal.model_weights import ModelWeights
 from hal.structure import find_layer_stack
 
 
@@ -58,7 +58,7 @@ def test_the_checkpoint_gives_the_weights_under_any_shared_name(gpt2, tmp_path):
     with torch.no_grad():
         gpt2.lm_head.weight.zero_()
         gpt2.transformer.ln_f.weight.zero_()
-    copy = clean(gpt2, SharedWeights(gpt2, CheckpointWeights(tmp_path)))
+    copy = clean(gpt2, ModelWeights(gpt2, find_layer_stack(gpt2), tmp_path))
     assert torch.equal(copy.product("lm_head").weight, right)
     assert copy.module.transformer.ln_f.weight.all()
 

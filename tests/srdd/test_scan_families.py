@@ -6,6 +6,7 @@ from functools import lru_cache
 import pytest
 import torch
 from torch import nn
+from transformers import BertForSequenceClassification, T5Config, T5ForConditionalGeneration
 
 import srdd
 from hal.errors import ModelError, UsageError
@@ -183,6 +184,36 @@ def test_a_weight_that_is_not_finite_is_found_where_it_lies(family, value):
     report = quick(model)
     assert named(report) == [(1, "non_finite")]
     assert report.diagnosis.labels == ("ok", "NON_FINITE_SOURCE", "NON_FINITE_PROP")
+
+
+@pytest.mark.parametrize("part", ["gate.weight", "experts.gate_up_proj", "experts.down_proj"])
+def test_damage_in_a_mixture_is_found_although_its_weights_are_stored_in_pieces(part, tmp_path):
+    model = random_model("mixtral", layers=LAYERS, hidden=32)
+    model.save_pretrained(tmp_path)
+    assert srdd.scan(model, checkpoint=tmp_path).verdict == "healthy"
+    with torch.no_grad():
+        model.model.layers[1].mlp.get_parameter(part).view(-1)[5] += 0.5
+    finding = srdd.scan(model, checkpoint=tmp_path).findings[0]
+    assert (finding.layer, finding.kind) == (1, "weight_damage")
+    assert f"model.layers.1.mlp.{part}" in finding.suggestion
+
+
+def test_an_encoder_scanned_alone_is_held_against_its_own_weights(tmp_path):
+    config = T5Config(vocab_size=40, d_model=32, d_ff=64, num_layers=2, num_heads=4, d_kv=8)
+    whole = T5ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path)
+    assert srdd.scan(whole.get_encoder(), checkpoint=tmp_path).verdict == "healthy"
+
+
+def test_what_the_checkpoint_lacks_is_said(tmp_path):
+    model = random_model("bert", layers=LAYERS, hidden=32)
+    model.save_pretrained(tmp_path)
+    classifier = BertForSequenceClassification(model.config)
+    classifier.bert = model
+    report = srdd.scan(classifier.eval(), checkpoint=tmp_path)
+    assert report.verdict == "healthy"
+    lacking = "classifier.bias and 1 more: not found in the checkpoint, so the model's own is taken"
+    assert lacking in report.diagnosis.notes
 
 
 def test_an_embedding_that_is_not_finite_points_before_the_first_layer():
