@@ -12,6 +12,8 @@ from hal.model_weights import WeightSource
 from hal.skeleton import fresh_instance, on_meta, stripped_copy, transformers_model
 from hal.structure import LayerStack
 
+_NO_COPY = "level quick needs no copy"
+
 
 class CleanLayers:
     """Builds layer copies that share nothing with the scanned model: neither hooks, patched forwards nor, when
@@ -33,12 +35,15 @@ class CleanLayers:
         """
         original = self._stack.layers[index]
         clean = copy.deepcopy(self._skeleton[index]) if self._skeleton else stripped_copy(original)
-        weights = {name: self._clean_weight(index, name, value) for name, value in original.state_dict().items()}
+        state = original.state_dict()
+        if not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise ModelError(f"layer {index} cannot be rebuilt on the host (its weights are packed); {_NO_COPY}")
+        weights = {name: self._clean_weight(index, name, value) for name, value in state.items()}
         try:
             clean.load_state_dict(weights, strict=True, assign=True)
         except RuntimeError as error:
             raise ModelError(
-                f"layer {index} cannot be rebuilt on the host: {' '.join(str(error).split())[:200]}"
+                f"layer {index} cannot be rebuilt on the host ({' '.join(str(error).split())[:200]}); {_NO_COPY}"
             ) from error
         return clean.to("cpu", dtype).eval()
 

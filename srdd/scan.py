@@ -22,6 +22,7 @@ from hal.streaming import stream_model
 from hal.structure import LayerStack, evaluation_mode, find_layer_stack
 from srdd.batch import pack
 from srdd.diagnose import diagnose
+from srdd.execution import plain_execution, unwrapped
 from srdd.forward import accepts, run_forward, without_cache
 from srdd.measurements import Cost, LayerMeasurement, Measurements
 from srdd.probes.measure import PROBES, measure_layer
@@ -64,18 +65,23 @@ def scan(
     require_trials(trials)
     target = (get_backend(backend) if isinstance(backend, str) else backend).for_model(model)
     ids = pack(tokenizer, require_prompts(list(prompts) if prompts is not None else list(DEFAULT), "prompts"), model)
-    stack = find_layer_stack(model)
+    given, model = model, unwrapped(model)
     _require_one_stream(model)
+    _require_precision(model)
     replay = None
-    with named_when_full(
-        f"a scan at level {level}", "give it more, fewer prompts or --level quick, or stream (--stream)"
+    with (
+        named_when_full(
+            f"a scan at level {level}", "give it more, fewer prompts or --level quick, or stream (--stream)"
+        ),
+        plain_execution(given, target.device.type) as notes,
     ):
+        stack = find_layer_stack(model)
         if level == "full":
             weights = ModelWeights(model, stack, Path(checkpoint)) if checkpoint else None
             replay = _Replay(
                 HostReplay(model, stack, weights, seed), OutsideReplay(model, stack, weights, seed), weights
             )
-        return _Scan(model, stack, target, ids, tuple(probes), replay, seed, progress, trials).run()
+        return _Scan(model, stack, target, ids, tuple(probes), replay, seed, progress, trials, notes).run()
 
 
 def scan_checkpoint(
@@ -126,6 +132,13 @@ def _require_one_stream(model: nn.Module) -> None:
         )
 
 
+def _require_precision(model: nn.Module) -> None:
+    if _dtype_of(model) is torch.float64:
+        raise ModelError(
+            f"{type(model).__name__} is in float64, and a scan judges by float64: load it in float32 or narrower"
+        )
+
+
 @dataclass(frozen=True)
 class _Replay:
     """The two replays of a scan, and the clean weights that both take."""
@@ -156,6 +169,7 @@ class _Scan:
         seed: int,
         progress: Progress | None,
         trials: int,
+        notes: Sequence[str],
     ) -> None:
         self._model = model
         self._stack = stack
@@ -166,6 +180,7 @@ class _Scan:
         self._seed = seed
         self._progress = progress
         self._trials = trials
+        self._notes = notes
         self._rows: list[LayerMeasurement] = []
         self._hidden = 0
 
@@ -174,7 +189,6 @@ class _Scan:
         self._backend.reset_peak_memory()
         start = time.perf_counter()
         with (
-            torch.no_grad(),
             evaluation_mode(self._model),
             host_threads(self._stack),
             without_cache(self._model),
@@ -200,7 +214,7 @@ class _Scan:
             tokens=self._ids.numel(),
             hidden=self._hidden,
             probes=self._probes,
-            notes=self._replay.notes() if self._replay else (),
+            notes=(*self._notes, *(self._replay.notes() if self._replay else ())),
             known=tuple(self._backend.known_failures.items()),
             outside=outside,
         )

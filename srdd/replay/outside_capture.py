@@ -110,14 +110,14 @@ class _Recorder:
         if isinstance(call, LayerBoundary) and output is not None:
             stream = hidden_states(output)
             # Copied at once: what is done to it in place on its way to the next layer must show.
-            self._returned = _Returned(call, output, host_copy(output), stream, stream._version)
+            self._returned = _Returned(call, output, host_copy(output), stream, _version(stream))
 
     def _settle(self, stream: torch.Tensor | None) -> bool:
         """Keep what the last layer returned, unless `stream`, which the next one is given, is just that."""
         if self._returned is None:
             return False
         last, self._returned = self._returned, None
-        if stream is last.stream and stream._version == last.version:
+        if stream is last.stream and _version(stream) == last.version:
             last.call.output = map_tensors(last.output, _placeholder)
             return True
         last.call.output = last.copy
@@ -130,10 +130,10 @@ class _Recorder:
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
         known = self._copies.get(id(tensor))
-        if known is not None and known[0] is tensor and known[1] == tensor._version:
+        if known is not None and known[0] is tensor and known[1] == _version(tensor):
             return known[2]
         copied = tensor.detach().to("cpu", copy=True)
-        self._copies[id(tensor)] = (tensor, tensor._version, copied)
+        self._copies[id(tensor)] = (tensor, _version(tensor), copied)
         return copied
 
 
@@ -141,3 +141,8 @@ def _placeholder(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_floating_point():
         return tensor.detach().to("cpu", copy=True)
     return torch.full((1,), torch.nan, dtype=tensor.dtype).expand(tensor.shape)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often the tensor was changed in place; one made in inference mode never is, outside of it."""
+    return 0 if tensor.is_inference() else tensor._version
