@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from statistics import median
 
 from srdd import thresholds
 from srdd.measurements import CacheIntegrity, LayerMeasurement, SiteReplay, Stability, Transfer, WeightDamage
@@ -27,7 +28,7 @@ def layer_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequenc
         kind = transfer_kind(_transfers(failed))
         return kind if kind in ("bit_flip", "stuck_at") else "non_finite"
     if layer.stability and not {"instability", "instability_element"}.isdisjoint(probes):
-        return stability_kind(layer.stability, failed[0].transfer if failed else None)
+        return stability_kind(layer.stability, _transfers(failed))
     kind = _deterministic_kind(layer, probes, failed)
     leans = "rounding_drift" in probes and all(_one_way(entry) for entry in _transfers(failed))
     return "rounding" if kind == "corruption" and leans else kind
@@ -62,7 +63,7 @@ def _one_way(entry: Transfer) -> bool:
 def _site_kind(failed: Sequence[SiteReplay]) -> str:
     worst = failed[0]
     if worst.repeats is False:
-        return _random_transfer_kind(worst.transfer)
+        return _random_transfer_kind(_transfers(failed))
     return "wrong_constant" if worst.constant else transfer_kind(_transfers(failed))
 
 
@@ -77,7 +78,7 @@ def _transfers(failed: Sequence[SiteReplay]) -> list[Transfer]:
     return [failed[0].transfer, *failed[0].others] if failed else []
 
 
-def stability_kind(stability: Stability, replay: Transfer | None) -> str:
+def stability_kind(stability: Stability, replay: Sequence[Transfer]) -> str:
     """A glitch is a deterministic fault that comes and goes, and has that fault's kind. Of the others, spikes touch
     few elements; noise touches all and is a visible share of the signal; what is smaller is non-determinism. Read
     off the replay of the site at fault where there is one: what the layer returns has been through the rest of it.
@@ -97,11 +98,12 @@ def _random_kind(spikes: bool, size: float) -> str:
     return "noise" if size >= thresholds.NOISE_SPREAD else "non_determinism"
 
 
-def _random_transfer_kind(entry: Transfer) -> str:
+def _random_transfer_kind(entries: Sequence[Transfer]) -> str:
     """Few elements beyond rounding are spikes where they are larger than the signal, the tails of small noise
-    otherwise.
+    otherwise. Both as under most inputs: beside values far out, as in a spiked row, noise looks small or large.
     """
-    return _random_kind(_few(entry.coverage) and entry.size >= thresholds.SPIKE_SIZE, entry.size)
+    spikes = [_few(entry.coverage) and entry.size >= thresholds.SPIKE_SIZE for entry in entries]
+    return _random_kind(2 * sum(spikes) > len(spikes), median(entry.size for entry in entries))
 
 
 def _few(share: float) -> bool:

@@ -125,7 +125,7 @@ def _spoilt_inputs(measurements: Measurements) -> list[LayerMeasurement]:
 
 
 def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: Collection[str]) -> Finding:
-    failed = violating_sites(layer, known) if layer.finite_input else []
+    failed = _sources(violating_sites(layer, known)) if layer.finite_input else []
     damaged = max(layer.weights or (), key=lambda damage: damage.elements, default=None)
     if damaged is None:
         probes = {entry.probe for entry in alarms}
@@ -147,6 +147,13 @@ def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: 
         evidence=tuple(alarms),
         suggestion=suggestion(kind, layer.index, site, detail, damaged is not None, outside=not layer.is_layer),
     )
+
+
+def _sources(failed: list[SiteReplay]) -> list[SiteReplay]:
+    """Those that failed on sound values, where there are any: what kernels make of NaN or of overflow is their own
+    affair.
+    """
+    return [site for site in failed if not site.poisoned] or failed
 
 
 def _place(layer: LayerMeasurement, probes: Collection[str], failed: list[SiteReplay]) -> tuple[str, str]:

@@ -145,7 +145,8 @@ class SiteReplay:
     below the layer it lies. `others` are the violating transfers under further inputs. `drift` says how far roundings
     lean one way, towards zero or away from it, in units of what chance allows (NaN where that was not asked).
     `constant` is the one that explains the values under every input, if there is one; `repeats` says whether the module
-    errs in the same way when the same call is made again (None where that was not asked, or it did not err again).
+    errs in the same way when the same call is made again (None where that was not asked, or it did not err again), and
+    `poisoned` that it was given NaN, or values that overflow, wherever it differs.
     """
 
     site: str
@@ -157,6 +158,7 @@ class SiteReplay:
     drift: float = NAN
     constant: WrongConstant | None = None
     repeats: bool | None = None
+    poisoned: bool = False
 
 
 @dataclass(frozen=True)

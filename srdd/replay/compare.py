@@ -17,7 +17,7 @@ from srdd.probes.transfer import describe_transfer, excess, largest_excess, no_v
 from srdd.replay.arithmetic import WIDTH, RoundingSpread, WideArithmetic, may_overflow, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
 from srdd.replay.drift import rounding_drift
-from srdd.replay.module import Replay, replay_module
+from srdd.replay.module import Replay, is_poisoned, replay_module
 
 DRAWS = (8, 24, 48)  # a few draws may understate an element's spread threefold: they may acquit, not accuse
 LAST_ROUNDINGS = 2.0  # and two roundings of the result itself, for kernels that fuse what the host does in steps
@@ -26,7 +26,7 @@ LAST_ROUNDINGS = 2.0  # and two roundings of the result itself, for kernels that
 @dataclass(frozen=True)
 class Comparison:
     """One replayed call: where (`name` below the layer, `operator`; `of_input`: what the module was handed, not what it
-    made), how its values transfer, and which way its roundings `drift`.
+    made), how its values transfer, which way its roundings `drift`, and whether it was `poisoned` by what it was given.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Comparison:
     transfer: Transfer
     drift: float = NAN
     of_input: bool = False
+    poisoned: bool = False
 
 
 def compare_call(
@@ -52,7 +53,7 @@ def compare_call(
     """
     replay = replay_module(call, clean, unit_roundoff(inner or dtype), seed)
     lean = rounding_drift(call, clean, replay.exact, replay.actual) if drift else NAN
-    own = Comparison(call.name, "", _worst(replay, dtype, draws), lean)
+    own = Comparison(call.name, "", _worst(replay, dtype, draws), lean, poisoned=replay.poisoned)
     if own.transfer.violation <= 1:
         return [own]
     return [own, *(_compare_operator(entry, dtype, seed, draws) for entry in call.operators)]
@@ -86,7 +87,8 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: 
         with torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH):
             return tensors_in(call.function(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened)))
 
-    overflowing = may_overflow([*tensors_in(call.args), *tensors_in(call.kwargs)])
+    given = [*tensors_in(call.args), *tensors_in(call.kwargs)]
+    overflowing = may_overflow(given)
     exact = run(WideArithmetic(overflowing))
     roundoff = unit_roundoff(dtype)
     replay = Replay(
@@ -94,7 +96,7 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: 
         tensors_in(call.result),
         RoundingSpread(run, exact, roundoff, seed, overflowing),
     )
-    return Comparison(call.module, call.name, _worst(replay, dtype, draws))
+    return Comparison(call.module, call.name, _worst(replay, dtype, draws), poisoned=is_poisoned(given))
 
 
 def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer:

@@ -4,8 +4,9 @@ device.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hal.clean_outside import is_product
 from hal.errors import HalError
 from srdd.replay.accumulation import product_spread
-from srdd.replay.arithmetic import Draw, OnlyIEEE, RoundingSpread, WideArithmetic, may_overflow, widened
+from srdd.replay.arithmetic import LARGE, Draw, OnlyIEEE, RoundingSpread, WideArithmetic, may_overflow, widened
 from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
+
+# What masks are filled with.
+_MASKED = (-math.inf, torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min)
 
 
 class ReplayDivergedError(HalError):
@@ -30,13 +34,15 @@ class ReplayDivergedError(HalError):
 class Replay:
     """One module call on the host: `exact` float64 values, first the inputs handed to each submodule, then the
     output; `actual`, the device's values of the same shapes; and `spread(draws)`, the rounding spread of each,
-    drawn when asked for. `spoilt` says that it was given values that are not finite.
+    drawn when asked for. `spoilt` says that it was given values that are not finite, `poisoned` that NaN is among
+    them, or what overflows.
     """
 
     exact: list[torch.Tensor]
     actual: list[torch.Tensor]
     spread: Callable[[int], list[torch.Tensor]]
     spoilt: bool = False
+    poisoned: bool = False
 
     def pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Each exact value with the device's."""
@@ -77,7 +83,7 @@ def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: lis
     if len(exact) != len(actual) or any(a.shape != b.shape for a, b in zip(exact, actual, strict=True)):
         raise ReplayDivergedError(f"'{call.name}' gives other tensors on the host than on the device")
     spoilt = not all(bool(tensor.isfinite().all()) for tensor in given)
-    return Replay(exact, actual, RoundingSpread(run, exact, roundoff, seed, overflowing), spoilt)
+    return Replay(exact, actual, RoundingSpread(run, exact, roundoff, seed, overflowing), spoilt, is_poisoned(given))
 
 
 def _run_own(call: ModuleCall, clean: nn.Module, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:
@@ -200,4 +206,16 @@ def _replay_linear(call: ModuleCall, module: nn.Linear, roundoff: float) -> Repl
     def spread(_draws: int) -> list[torch.Tensor]:
         return [roundoff * exact.abs() + product_spread(x, module.weight.detach().T)]
 
-    return Replay([exact], tensors_in(call.output), spread)
+    return Replay([exact], tensors_in(call.output), spread, poisoned=is_poisoned([x]))
+
+
+def is_poisoned(given: Iterable[torch.Tensor]) -> bool:
+    """Whether NaN is among the values, or one so large that sums of products may leave float32, where the order in
+    which a kernel adds decides what comes of it; other than those that masks are filled with.
+    """
+    return any(_is_poisoned(tensor) for tensor in given)
+
+
+def _is_poisoned(tensor: torch.Tensor) -> bool:
+    large = tensor[~(tensor.abs() <= LARGE)]  # NaN too
+    return not bool(torch.isin(large, torch.tensor(_MASKED, dtype=tensor.dtype)).all())

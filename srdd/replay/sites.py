@@ -150,10 +150,13 @@ class SiteComparisons:
         constant: WrongConstant | None,
     ) -> SiteReplay:
         """The worst of a place's comparisons, with the transfers of those that violate under other inputs, the constant
-        that explains them, and whether the module errs alike each time.
+        that explains them, and whether the module errs alike each time. What it makes of NaN, or of what overflows,
+        counts where it errs on nothing else.
         """
-        excitation, worst = max(found, key=lambda entry: entry[1].transfer.violation)
-        others = [entry.transfer for _, entry in found if entry is not worst and entry.transfer.violation > 1]
+        sound = [entry for entry in found if not entry[1].poisoned]
+        erring = sound if any(entry.transfer.violation > 1 for _, entry in sound) else found
+        excitation, worst = max(erring, key=lambda entry: entry[1].transfer.violation)
+        others = [entry.transfer for _, entry in erring if entry is not worst and entry.transfer.violation > 1]
         site = self._part.full_name(name)
         return SiteReplay(
             site=f"{OF_INPUT}{site}" if of_input else site,
@@ -165,4 +168,5 @@ class SiteComparisons:
             drift=max((entry.drift for _, entry in found if not math.isnan(entry.drift)), default=math.nan),
             constant=constant,
             repeats=None if of_input else self._repeats.get(name),
+            poisoned=worst.poisoned,
         )

@@ -29,15 +29,20 @@ def stability(spread, changed):
     ],
 )
 def test_what_differs_from_run_to_run(spread, changed, kind):
-    assert stability_kind(stability(spread, changed), None) == kind
+    assert stability_kind(stability(spread, changed), []) == kind
 
 
 def test_the_site_at_fault_says_more_about_it_than_the_layers_output():
     blurred = stability(0.01, 1.0)  # a spike inside the layer, spread over all units by what follows it
-    assert stability_kind(blurred, None) == "non_determinism"
-    assert stability_kind(blurred, replace(CLEAN, coverage=0.003, size=3.0)) == "spike"
-    assert stability_kind(blurred, replace(CLEAN, coverage=1.0, size=0.3)) == "noise"
-    assert stability_kind(blurred, replace(CLEAN, coverage=1.0, size=0.05)) == "non_determinism"
+    assert stability_kind(blurred, []) == "non_determinism"
+    assert stability_kind(blurred, [replace(CLEAN, coverage=0.003, size=3.0)]) == "spike"
+    assert stability_kind(blurred, [replace(CLEAN, coverage=1.0, size=0.3)]) == "noise"
+    assert stability_kind(blurred, [replace(CLEAN, coverage=1.0, size=0.05)]) == "non_determinism"
+
+
+@pytest.mark.parametrize(("sizes", "kind"), [((0.09, 0.27, 0.3), "noise"), ((0.2, 0.06, 0.01), "non_determinism")])
+def test_noise_is_measured_under_most_inputs_not_under_the_oddest(sizes, kind):
+    assert stability_kind(stability(0.3, 1.0), [replace(CLEAN, coverage=1.0, size=size) for size in sizes]) == kind
 
 
 SCALED = replace(BIASED, offset=0.1, offset_spread=5.0, ratio=1.5, ratio_spread=0.0)

@@ -39,6 +39,16 @@ def test_a_healthy_stack_is_healthy():
     assert all(0 <= score < 1 for score in diagnosis.scores)
 
 
+def test_what_was_given_nan_is_not_taken_for_its_source():
+    """A kernel may make anything of NaN, in any other module; who made the NaN of sound values is at fault."""
+    made, given_nan = replayed(3, "self_attn.k_proj", ("self_attn", "attention"))
+    given_nan = replace(given_nan, poisoned=True, transfer=replace(BIASED, violation=1e12))
+    (finding,) = diagnose(healthy_stack(row_3=layer(3, replay=(given_nan, made)))).findings
+    assert (finding.site, finding.operator) == ("model.layers.3.self_attn.k_proj", "")
+    (alone,) = diagnose(healthy_stack(row_3=layer(3, replay=(given_nan,)))).findings
+    assert (alone.site, alone.operator) == ("model.layers.3.self_attn", "attention")
+
+
 # What is damaged at layer 3, the kind it must be called, its label, and the strongest evidence.
 ALONE = [
     ({"stability": NOISY}, "noise", "NOISE_SOURCE", "instability"),

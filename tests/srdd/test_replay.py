@@ -11,6 +11,7 @@ from hal.models import load_model
 from hal.registry import get_backend
 from hal.structure import find_layer_stack
 from srdd.faults import Fault, simulate
+from srdd.replay.module import is_poisoned
 
 FAMILIES = ("qwen2", "gemma2", "mixtral", "gpt2", "gpt_neox", "bert")
 
@@ -60,6 +61,33 @@ def test_a_faulty_operator_is_named_with_what_contains_all_its_calls(make_model,
     with simulate(model, [Fault("bias", 1, operator=operator)]):
         report = srdd.scan(model)
     assert found(report) == [(1, site, operator)]
+
+
+@pytest.mark.parametrize("site", ["q_proj", "k_proj", "v_proj"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_who_makes_values_overflow_is_named_and_not_the_attention_that_meets_them(make_model, site, dtype):
+    """Flipped exponents give NaN, infinity and values near it, of which attention kernels make zeros or worse."""
+    model = make_model("qwen2", layers=2, dtype=dtype)
+    for seed in range(3):
+        with simulate(model, [Fault("bit_flip", 0, site=f"self_attn.{site}", sparsity=0.1, seed=seed)]):
+            report = srdd.scan(model)
+        assert found(report) == [(0, f"model.layers.0.self_attn.{site}", "")]
+        assert report.findings[0].kind == "bit_flip"
+
+
+@pytest.mark.parametrize(
+    ("values", "poisoned"),
+    [
+        ([1.0, -1e9], False),
+        ([-torch.inf, torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min], False),
+        ([torch.inf], True),
+        ([torch.nan], True),
+        ([-2e38], True),
+        ([], False),
+    ],
+)
+def test_what_masks_are_filled_with_is_no_poison(values, poisoned):
+    assert is_poisoned([torch.ones(2), torch.tensor(values)]) is poisoned
 
 
 def test_a_clamp_above_every_value_of_a_submodule_is_found(make_model):
