@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -78,27 +79,24 @@ class Outcome:
     @property
     def advice(self) -> str:
         """What the verdict means and what to do next."""
-        words = _ADVICE[self.verdict]
+        if self.helps and self._damaged and not self.change.operator:
+            return _BY_WEIGHTS.format(self._damaged[0])
         if self.verdict == "cured":
-            words = _CURED_BY_HOST if self.change.host else _CURED_BY_PRECISION
-        elif self.verdict == "not cured":
-            words = _NOT_BY_HOST if self.change.host else _NOT_BY_PRECISION
+            return _CURED_BY_HOST if self.change.host else _CURED_BY_PRECISION
+        if self.verdict == "not cured":
+            return _NOT_BY_HOST if self.change.host else _NOT_BY_PRECISION
+        return _ADVICE[self.verdict]
+
+    @property
+    def _damaged(self) -> list[str]:
+        """The weights of the changed part that differed from the checkpoint."""
         measured = self.before.measurements
         rows = [layer for layer in measured.layers if layer.index == self.change.layer] or measured.outside
-        damaged = [
-            damage.name for row in rows for damage in row.weights or () if lies_in(damage.name, self.change.site)
-        ]
-        if self.helps and damaged and not self.change.operator:
-            words += (
-                f" Its weights in device memory differed from the checkpoint ({damaged[0]}), and the "
-                "rerun took the checkpoint's: loading them again may be all that is needed."
-            )
-        return words
+        names = [damage.name for row in rows for damage in row.weights or ()]
+        return [name for name in names if lies_in(name, self.change.site)]
 
 
-_ADVICE: dict[Verdict, str] = {
-    "cured": "",
-    "not cured": "",
+_ADVICE: Mapping[Verdict, str] = {
     "better": "The task gains, though the scans do not tell its state before and after apart: compare their evidence.",
     "worse": "Do not keep this change.",
     "nothing to cure": "The scan had nothing against this place: name one that a finding names, or leave it as it is.",
@@ -108,6 +106,10 @@ _CURED_BY_PRECISION = (
 )
 _CURED_BY_HOST = (
     "The host does not share the fault, so it is the device's; try --dtype without --host, which costs far less."
+)
+_BY_WEIGHTS = (
+    "Its weights in device memory differed from the checkpoint ({}), and the rerun took the checkpoint's: load them "
+    "again, and keep this change only if a scan still finds a fault."
 )
 _NOT_BY_PRECISION = "Another precision has the same fault: try --host, which no kernel of the device takes part in."
 _NOT_BY_HOST = (

@@ -301,7 +301,7 @@ def test_damaged_weights_are_named_as_another_explanation(checkpoint):
     assert outcome.verdict == "cured"
     assert outcome.found_before.kind in ("bit_flip", "weight_damage")
     assert "model.layers.1.mlp.down_proj.weight" in outcome.advice
-    assert "loading them again" in outcome.advice
+    assert "load them again" in outcome.advice
 
 
 def test_json_holds_the_change_the_metric_and_both_scans(fix, tmp_path):
