@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +79,7 @@ def capture_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     The model must run without a key-value cache, which would grow with each replay. Raises HookError when no
     argument can be the stream.
     """
+    args, kwargs = with_cache_by_name(layer, args, kwargs)
     places = [place for place, value in _named(args, kwargs) if _is_activation(value)]
     wide = [place for place in places if _get(args, kwargs, place).dim() >= 3]
     candidates = wide or places
@@ -91,6 +93,23 @@ def capture_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if residual is not None:
         stream = stream + _get(args, kwargs, residual)
     return LayerCall(layer, stream.detach().clone(), args, dict(kwargs), hidden, residual)
+
+
+def with_cache_by_name(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments with the key-value cache, and whatever stands behind it, by keyword: some models hand it to
+    their layers by position.
+    """
+    names = [
+        name
+        for name, parameter in inspect.signature(layer.forward).parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    place = next((place for place, name in enumerate(names[: len(args)]) if name in CACHE_ARGUMENTS), None)
+    if place is None or len(args) > len(names):
+        return args, kwargs
+    return args[:place], {**dict(zip(names[place:], args[place:], strict=False)), **kwargs}
 
 
 def activation(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hal.calls import CACHE_ARGUMENTS
+from hal.calls import CACHE_ARGUMENTS, with_cache_by_name
 
 # Keys and values, [batch, heads, tokens, head size]; of those stored and those returned, what the layer is to get.
 Read = tuple[torch.Tensor, torch.Tensor]
@@ -23,8 +23,9 @@ def transform_cache(layer: nn.Module, function: CacheFunction) -> Iterator[None]
     """
     patched: list[ExitStack] = []
 
-    def before(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        cache = next((kwargs[name] for name in CACHE_ARGUMENTS if kwargs.get(name) is not None), None)
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _, named = with_cache_by_name(module, args, kwargs)
+        cache = next((named[name] for name in CACHE_ARGUMENTS if named.get(name) is not None), None)
         if cache is not None and hasattr(cache, "update"):
             undo = ExitStack()
             undo.callback(_restore, cache, vars(cache).get("update"))

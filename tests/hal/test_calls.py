@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hal import HookError
-from hal.calls import LayerCall, capture_call
+from hal.calls import LayerCall, capture_call, with_cache_by_name
 from hal.outputs import hidden_states
 from hal.structure import find_layer_stack
 from tests.conftest import FAMILIES, random_model
@@ -181,3 +181,23 @@ def test_call_is_not_changed_by_its_replays():
     assert torch.equal(call.stream, HIDDEN + RESIDUAL)
     assert kwargs["hidden_states"] is HIDDEN
     assert kwargs["residual"] is RESIDUAL
+
+
+class TestCacheByName:
+    class Block(nn.Module):
+        def forward(self, hidden_states, past_key_values=None, mask=None, **options):
+            return hidden_states
+
+    def test_a_cache_by_position_and_what_follows_it_get_their_names(self):
+        assert with_cache_by_name(self.Block(), ("x", "cache", "mask"), {"scale": 2}) == (
+            ("x",),
+            {"past_key_values": "cache", "mask": "mask", "scale": 2},
+        )
+
+    def test_other_calls_are_left_as_they_are(self):
+        assert with_cache_by_name(self.Block(), ("x",), {"mask": "m"}) == (("x",), {"mask": "m"})
+        assert with_cache_by_name(nn.Identity(), ("x",), {}) == (("x",), {})
+
+    def test_more_arguments_than_names_are_nobodys(self):
+        args = ("x", "cache", "mask", "too many")
+        assert with_cache_by_name(self.Block(), args, {}) == (args, {})
