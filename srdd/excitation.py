@@ -28,8 +28,8 @@ class Excitation:
 
 def excitations(stream: torch.Tensor, layer: int, seed: int, repeats: int) -> Iterator[Excitation]:
     """The inputs derived from a layer's own `stream`, one at a time so that one is in memory at a time: as many
-    `repeats`, a small random perturbation, an offset each way, and an amplification by a power of
-    two, which is exact. A constant stream has no scale of its own and is only repeated. Offsets and scales stay
+    `repeats`, an offset each way, an amplification by a power of two, which is exact, and a small random
+    perturbation. A constant stream has no scale of its own and is only repeated. Offsets and scales stay
     below the square root of the dtype's range, because normalisation squares its input.
     """
     for trial in range(repeats):
@@ -39,9 +39,6 @@ def excitations(stream: torch.Tensor, layer: int, seed: int, repeats: int) -> It
     top = float(wide.abs().max())
     if std == 0 or not torch.isfinite(wide).all():
         return
-    noise = normal(tuple(stream.shape), seed=seed, stream=stream_key("srdd.gain", layer))
-    delta = (PERTURBATION * std * noise).to(stream.device)
-    yield Excitation("perturbed", (wide + delta).to(stream.dtype), PERTURBATION * std)
     offset = min(OFFSET * std, _ceiling(stream.dtype) / SPIKE - top)
     if offset > std:
         yield Excitation("offset_up", _spiked(wide + offset).to(stream.dtype), offset)
@@ -49,6 +46,10 @@ def excitations(stream: torch.Tensor, layer: int, seed: int, repeats: int) -> It
     scale = _scale(top, stream.dtype)
     if scale >= 2:
         yield Excitation("amplified", stream * scale, scale)
+    # Last, because replay does not follow it: a fault in every n-th call shows before, for n up to 6.
+    noise = normal(tuple(stream.shape), seed=seed, stream=stream_key("srdd.gain", layer))
+    delta = (PERTURBATION * std * noise).to(stream.device)
+    yield Excitation("perturbed", (wide + delta).to(stream.dtype), PERTURBATION * std)
 
 
 def _spiked(x: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from srdd.excitation import AMPLIFICATION_BITS, OFFSET, PERTURBATION, excitations
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ALL = ["repeat_0", "repeat_1", "perturbed", "offset_up", "offset_down", "amplified"]
+ALL = ["repeat_0", "repeat_1", "offset_up", "offset_down", "amplified", "perturbed"]
 
 
 def stream(dtype=torch.float32, scale=1.0, seed=0, shape=(4, 16, 64)):

@@ -73,3 +73,18 @@ def test_every_run_counts_and_costs_one_forward(make_model):
 def test_a_single_run_is_refused(make_model):
     with pytest.raises(UsageError, match="1 trials compare nothing"):
         srdd.scan(make_model("llama", layers=2, hidden=32), trials=1)
+
+
+@pytest.mark.parametrize("every", [2, 3, 4, 5, 6])
+def test_a_fault_in_every_call_of_a_number_up_to_six_is_found(make_model, every):
+    model, calls = make_model("llama", layers=2, hidden=32), 0
+
+    def lose_a_row(_module, _args, output):
+        nonlocal calls
+        calls += 1
+        if calls % every == 0:
+            output[0] = 0
+        return output
+
+    find_layer_stack(model).layers[1].register_forward_hook(lose_a_row)
+    assert [finding.layer for finding in srdd.scan(model).findings] == [1]
