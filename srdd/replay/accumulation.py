@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+LARGEST_SCORE = 1e30  # what is larger is a mask
 ACCUMULATOR = 2.0**-24  # unit roundoff of the float32 in which every supported device accumulates
 
 
@@ -79,6 +80,21 @@ def _softmax(_func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Te
     x, dim = args[0], args[1]
     below: torch.Tensor = (x - x.amax(dim, keepdim=True)).abs().nan_to_num(0.0, posinf=0.0)
     return ACCUMULATOR * (below + 2 + math.sqrt(x.shape[dim])) * value.abs()
+
+
+def tie_spread(x: torch.Tensor, dim: int, value: torch.Tensor, width: float, roundoff: float) -> torch.Tensor:
+    """How far near ties among the arguments `x` of a softmax carry its result `value`, as a share 1/width: each
+    argument raised and all others lowered by `width` of its own roundings, and the other way round. Of many near ties
+    each draw has one winner, and the device, whose rounded arguments may be equal, others. Zero in rows where no such
+    reach makes a factor of e: there the draws say all there is to say.
+    """
+    reach = (width * roundoff * x.abs()).nan_to_num(0.0, posinf=0.0)
+    high, low = x + reach, x - reach
+    highest = torch.sigmoid(high - low.logsumexp(dim, keepdim=True))
+    lowest = torch.exp(low - high.logsumexp(dim, keepdim=True))
+    spread = torch.maximum(highest - value, value - lowest).nan_to_num(0.0, posinf=0.0) / width
+    finite = torch.where(x.abs() < LARGEST_SCORE, reach, 0.0)
+    return torch.where(finite.amax(dim, keepdim=True) >= 1, spread, 0.0)
 
 
 def _log_softmax(_func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:

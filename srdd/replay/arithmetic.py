@@ -8,13 +8,14 @@ rounding can carry each element, conditioning included. Sums are disturbed furth
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from srdd.replay.accumulation import accumulation_spread
+from srdd.replay.accumulation import accumulation_spread, tie_spread
 
 # Real roundings are uniform below u, the drawn ones below sqrt(3) u, so 8 of their standard deviations are about 14 of
 # a healthy device's. Not +-u at random: errors that are all of one size add up to it, to nothing or to twice that, and
@@ -30,6 +31,8 @@ _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 # What roundings of the argument change by factors, so that how far the result rounds is another in each run.
 _EXPONENTIALS = frozenset({"exp", "exp2", "_softmax", "pow"})
 
+_SOFTMAX = frozenset({"_softmax", "_safe_softmax"})
+
 # Results that are copies, selections or comparisons of their inputs: nothing is rounded.
 _EXACT_NAMES = (
     "_to_copy abs argmax argsort arange bernoulli bitwise_and bitwise_not bitwise_or cat clamp clamp_max "
@@ -44,13 +47,13 @@ _IEEE = frozenset({"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"})
 
 
 class WideArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
-    """Run in float64 throughout: conversions to a narrower floating-point dtype keep the width. With `overflowing`,
-    what is beyond float32 becomes infinite, as in the device's accumulators.
+    """Run in float64 throughout: conversions to a narrower floating-point dtype keep the width. What is beyond `limit`,
+    the largest number of a device's accumulators or results, becomes infinite.
     """
 
-    def __init__(self, overflowing: bool = False) -> None:
+    def __init__(self, limit: float = math.inf) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
-        self._overflowing = overflowing
+        self._limit = limit
 
     def __torch_dispatch__(
         self,
@@ -64,9 +67,9 @@ class WideArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
 
     def finish(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:
         """The result as this arithmetic leaves it."""
-        if self._overflowing and isinstance(result, torch.Tensor) and result.is_floating_point() and not func.is_view:
-            beyond = result.abs() > torch.finfo(torch.float32).max
-            return torch.where(beyond, result.sign() * torch.inf, result)
+        bounded = math.isfinite(self._limit)
+        if bounded and isinstance(result, torch.Tensor) and result.is_floating_point() and not func.is_view:
+            return torch.where(result.abs() > self._limit, result.sign() * torch.inf, result)
         return result
 
 
@@ -95,8 +98,8 @@ class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as 
     same operations on values that differ by roundings alone.
     """
 
-    def __init__(self, roundoff: float, generator: torch.Generator, overflowing: bool = False) -> None:
-        super().__init__(overflowing)
+    def __init__(self, roundoff: float, generator: torch.Generator, limit: float = math.inf) -> None:
+        super().__init__(limit)
         self._roundoff = roundoff
         self._generator = generator
         self._steps: list[tuple[Any, torch.Tensor]] = []
@@ -142,6 +145,8 @@ class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as 
         spread = accumulation_spread(func, _name(func), args, value)
         if spread is not None:
             amount = amount.hypot(spread)
+        if _name(func) in _SOFTMAX:
+            amount = amount.maximum(tie_spread(args[0], args[1], value, WIDTH, self._roundoff))
         amount = amount.nan_to_num_(0.0, posinf=0.0)
         if position == len(self._steps):
             self._steps.append((func, amount))
@@ -194,9 +199,12 @@ def _widened(kwargs: dict[str, Any], args: tuple[Any, ...]) -> dict[str, Any]:
 Draw = Callable[[WideArithmetic], list[torch.Tensor]]
 
 
-def may_overflow(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether values are so large that products and sums of them may leave float32."""
-    return any(bool((tensor.abs() > LARGE).any()) for tensor in tensors if tensor.is_floating_point())
+def accumulator_limit(tensors: Iterable[torch.Tensor]) -> float:
+    """The largest number of a float32 accumulator where products and sums of these values may leave it; infinity where
+    they cannot.
+    """
+    large = any(bool((tensor.abs() > LARGE).any()) for tensor in tensors if tensor.is_floating_point())
+    return torch.finfo(torch.float32).max if large else math.inf
 
 
 class RoundingSpread:
@@ -205,12 +213,12 @@ class RoundingSpread:
     """
 
     def __init__(
-        self, run: Draw, exact: list[torch.Tensor], roundoff: float, seed: int, overflowing: bool = False
+        self, run: Draw, exact: list[torch.Tensor], roundoff: float, seed: int, limit: float = math.inf
     ) -> None:
         self._run = run
         self._exact = exact
         self._generator = torch.Generator().manual_seed(seed)
-        self._arithmetic = RoundedArithmetic(roundoff, self._generator, overflowing)
+        self._arithmetic = RoundedArithmetic(roundoff, self._generator, limit)
         self._squares = [torch.zeros_like(value) for value in exact]
         self._logarithms = [_Logarithms(value) for value in exact]
         self._drawn = 0

@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from srdd.measurements import NAN, Transfer
 from srdd.probes.samples import Array, to_host, unit_roundoff
 from srdd.probes.transfer import describe_transfer, excess, largest_excess, no_violation
-from srdd.replay.arithmetic import WIDTH, RoundingSpread, WideArithmetic, may_overflow, widened
+from srdd.replay.arithmetic import WIDTH, RoundingSpread, WideArithmetic, accumulator_limit, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
 from srdd.replay.drift import rounding_drift
-from srdd.replay.module import Replay, is_poisoned, replay_module
+from srdd.replay.module import Replay, is_poisoned, overflown, replay_module
 
 DRAWS = (8, 24, 48)  # a few draws may understate an element's spread threefold: they may acquit, not accuse
 LAST_ROUNDINGS = 2.0  # and two roundings of the result itself, for kernels that fuse what the host does in steps
@@ -66,6 +66,7 @@ def compare_value(replay: Replay, index: int, dtype: torch.dtype) -> Transfer:
         [replay.actual[index]],
         lambda draws: [replay.spread(draws)[index]],
         replay.spoilt,
+        overflown=None if replay.overflown is None else [replay.overflown[index]],
     )
     return _worst(one, dtype, DRAWS)
 
@@ -88,13 +89,14 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: 
             return tensors_in(call.function(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened)))
 
     given = [*tensors_in(call.args), *tensors_in(call.kwargs)]
-    overflowing = may_overflow(given)
-    exact = run(WideArithmetic(overflowing))
+    limit = accumulator_limit(given)
+    exact = run(WideArithmetic(limit))
     roundoff = unit_roundoff(dtype)
     replay = Replay(
         exact,
         tensors_in(call.result),
-        RoundingSpread(run, exact, roundoff, seed, overflowing),
+        RoundingSpread(run, exact, roundoff, seed, limit),
+        overflown=overflown(run, exact, dtype),
     )
     return Comparison(call.module, call.name, _worst(replay, dtype, draws), poisoned=is_poisoned(given))
 
@@ -121,13 +123,14 @@ def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer
 @dataclass(frozen=True)
 class _Values:
     """One tensor of a replayed call, [rows, units]: what it should be, and what the device made of it. `spoilt`: of
-    inputs that are not all finite.
+    inputs that are not all finite. `overflown`: the elements that may be anything.
     """
 
     expected: Array
     actual: Array
     dtype: torch.dtype
     spoilt: bool
+    overflown: NDArray[np.bool_] | None
 
     def violation(self, spread: Array | None) -> float:
         return largest_excess(self.expected, self.actual, self._allowance(spread))
@@ -151,11 +154,17 @@ class _Values:
                 allowance += WIDTH * np.where(np.isnan(spread), np.inf, spread)
         # What a kernel makes of NaN is its own affair: a fused attention may skip a row that has one.
         undefined = self.spoilt & ~np.isfinite(self.expected)
+        if self.overflown is not None:
+            undefined |= self.overflown
         return np.where((size > 0.99 * limits.max) | undefined, np.inf, allowance)
 
 
 def _values(replay: Replay, dtype: torch.dtype) -> list[_Values]:
-    return [_Values(_rows(exact), _rows(actual), dtype, replay.spoilt) for exact, actual in replay.pairs()]
+    masks: Sequence[torch.Tensor | None] = replay.overflown or [None] * len(replay.exact)
+    return [
+        _Values(_rows(exact), _rows(actual), dtype, replay.spoilt, None if mask is None else _rows(mask) > 0)
+        for (exact, actual), mask in zip(replay.pairs(), masks, strict=True)
+    ]
 
 
 def _rows(tensor: torch.Tensor) -> Array:

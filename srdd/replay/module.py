@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hal.clean_outside import is_product
 from hal.errors import HalError
 from srdd.replay.accumulation import product_spread
-from srdd.replay.arithmetic import LARGE, Draw, OnlyIEEE, RoundingSpread, WideArithmetic, may_overflow, widened
+from srdd.replay.arithmetic import LARGE, Draw, OnlyIEEE, RoundingSpread, WideArithmetic, accumulator_limit, widened
 from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
 
 # What masks are filled with.
@@ -35,7 +35,7 @@ class Replay:
     """One module call on the host: `exact` float64 values, first the inputs handed to each submodule, then the
     output; `actual`, the device's values of the same shapes; and `spread(draws)`, the rounding spread of each,
     drawn when asked for. `spoilt` says that it was given values that are not finite, `poisoned` that NaN is among
-    them, or what overflows.
+    them, or what overflows. `overflown` elements may come out as anything (None: there are none).
     """
 
     exact: list[torch.Tensor]
@@ -43,6 +43,7 @@ class Replay:
     spread: Callable[[int], list[torch.Tensor]]
     spoilt: bool = False
     poisoned: bool = False
+    overflown: list[torch.Tensor] | None = None
 
     def pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Each exact value with the device's."""
@@ -78,12 +79,30 @@ def replay_own(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -
 
 def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: list[torch.Tensor]) -> Replay:
     given = [*call.handed(), *(tensor for child in call.children for tensor in tensors_in(child.output))]
-    overflowing = may_overflow([*call.handed(), *actual])
-    exact = run(WideArithmetic(overflowing))
+    limit = accumulator_limit([*call.handed(), *actual])
+    exact = run(WideArithmetic(limit))
     if len(exact) != len(actual) or any(a.shape != b.shape for a, b in zip(exact, actual, strict=True)):
         raise ReplayDivergedError(f"'{call.name}' gives other tensors on the host than on the device")
     spoilt = not all(bool(tensor.isfinite().all()) for tensor in given)
-    return Replay(exact, actual, RoundingSpread(run, exact, roundoff, seed, overflowing), spoilt, is_poisoned(given))
+    return Replay(
+        exact,
+        actual,
+        RoundingSpread(run, exact, roundoff, seed, limit),
+        spoilt,
+        is_poisoned(given),
+        overflown(run, exact, _dtype_of(call)),
+    )
+
+
+def overflown(run: Draw, exact: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor] | None:
+    """Of each value that `run` computes, which elements overflow on their way where every step is kept in `dtype`, as
+    float16's scores may: kernels that do more in one step come to the exact ones, others to infinity or NaN. None for
+    dtypes with the range of the accumulators.
+    """
+    limit = float(torch.finfo(dtype).max)
+    if limit >= torch.finfo(torch.bfloat16).max:
+        return None
+    return [~(narrow == wide) for narrow, wide in zip(run(WideArithmetic(limit)), exact, strict=True)]
 
 
 def _run_own(call: ModuleCall, clean: nn.Module, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from srdd.replay.accumulation import product_spread
+from srdd.replay.accumulation import product_spread, tie_spread
 from srdd.replay.arithmetic import RoundingSpread, WideArithmetic
 
 
@@ -137,3 +137,26 @@ def test_a_difference_that_changes_sign_is_no_factor():
     y = x + 2.0**-9 * torch.randn(64, 64)
     _, spread = spread_of(lambda x, y: 3 * x - 3 * y, x, y, draws=48)
     assert (spread < 2.0**-7 * 3 * x.abs()).float().mean() > 0.9
+
+
+def test_many_large_scores_that_bfloat16_makes_equal_stay_within_eight_spreads():
+    torch.manual_seed(0)
+    scores = 1e6 + 300 * torch.randn(64, 40, dtype=torch.float64)
+    exact = scores.softmax(-1)
+    device = scores.bfloat16().softmax(-1).double()
+    assert (device - exact).abs().max() > 0.5
+    assert ((device - exact).abs() <= 8 * tie_spread(scores, -1, exact, 8.0, 2.0**-9) + 1e-6).all()
+
+
+def test_ties_among_small_scores_and_masks_are_left_to_the_draws():
+    scores = torch.tensor([[1.0, 1.0, 2.0, -torch.inf, torch.finfo(torch.float32).min]], dtype=torch.float64)
+    assert not tie_spread(scores, -1, scores.softmax(-1), 8.0, 2.0**-9).any()
+    nothing_seen = torch.full((1, 4), -torch.inf, dtype=torch.float64)
+    assert not tie_spread(nothing_seen, -1, nothing_seen.softmax(-1), 8.0, 2.0**-9).any()
+
+
+def test_what_is_beyond_the_limit_becomes_infinite():
+    x = torch.tensor([60000.0, -60000.0], dtype=torch.float64)
+    with WideArithmetic(limit=65504.0):
+        assert (2 * x).tolist() == [torch.inf, -torch.inf]
+        assert (x + 1).tolist() == [60001.0, -59999.0]
