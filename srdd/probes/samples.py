@@ -67,6 +67,11 @@ def to_host(tensor: torch.Tensor) -> Array:
     return np.asarray(flat.numpy(), dtype=np.float64)
 
 
+def least_rounding(dtype: torch.dtype) -> float:
+    """Half the spacing of the subnormal numbers of `dtype`: the largest error of rounding one, whatever its size."""
+    return float(torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps) / 2
+
+
 def unit_roundoff(dtype: torch.dtype) -> float:
     """Half the spacing of `dtype` at 1: the largest relative error of one rounding."""
     return float(torch.finfo(dtype).eps) / 2

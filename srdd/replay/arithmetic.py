@@ -93,14 +93,18 @@ class OnlyIEEE(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as above
 
 
 class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as above
-    """Float64 with the device's roundings drawn at random by `generator`: unit roundoff `roundoff`. How far each
+    """Float64 with the device's roundings drawn at random by `generator`: unit roundoff `roundoff`, and no less than
+    `least`, which subnormal numbers round by. How far each
     operation may round is worked out in the first run after `restart` and kept for the further ones, which repeat the
     same operations on values that differ by roundings alone.
     """
 
-    def __init__(self, roundoff: float, generator: torch.Generator, limit: float = math.inf) -> None:
+    def __init__(
+        self, roundoff: float, generator: torch.Generator, limit: float = math.inf, least: float = 0.0
+    ) -> None:
         super().__init__(limit)
         self._roundoff = roundoff
+        self._least = least
         self._generator = generator
         self._steps: list[tuple[Any, torch.Tensor]] = []
         self._position = 0
@@ -141,7 +145,7 @@ class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as 
             known, amount = self._steps[position]
             if known is func and amount.shape == value.shape and _name(func) not in _EXPONENTIALS:
                 return amount
-        amount = self._roundoff * value.abs()
+        amount = (self._roundoff * value.abs()).clamp_min_(self._least).mul_(value != 0)
         spread = accumulation_spread(func, _name(func), args, value)
         if spread is not None:
             amount = amount.hypot(spread)
@@ -213,12 +217,18 @@ class RoundingSpread:
     """
 
     def __init__(
-        self, run: Draw, exact: list[torch.Tensor], roundoff: float, seed: int, limit: float = math.inf
+        self,
+        run: Draw,
+        exact: list[torch.Tensor],
+        roundoff: float,
+        seed: int,
+        limit: float = math.inf,
+        least: float = 0.0,
     ) -> None:
         self._run = run
         self._exact = exact
         self._generator = torch.Generator().manual_seed(seed)
-        self._arithmetic = RoundedArithmetic(roundoff, self._generator, limit)
+        self._arithmetic = RoundedArithmetic(roundoff, self._generator, limit, least)
         self._squares = [torch.zeros_like(value) for value in exact]
         self._logarithms = [_Logarithms(value) for value in exact]
         self._drawn = 0

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from srdd.measurements import NAN, Transfer
-from srdd.probes.samples import Array, to_host, unit_roundoff
+from srdd.probes.samples import Array, least_rounding, to_host, unit_roundoff
 from srdd.probes.transfer import describe_transfer, excess, largest_excess, no_violation
 from srdd.replay.arithmetic import WIDTH, RoundingSpread, WideArithmetic, accumulator_limit, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
@@ -95,7 +95,7 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: 
     replay = Replay(
         exact,
         tensors_in(call.result),
-        RoundingSpread(run, exact, roundoff, seed, limit),
+        RoundingSpread(run, exact, roundoff, seed, limit, least_rounding(dtype)),
         overflown=overflown(run, exact, dtype),
     )
     return Comparison(call.module, call.name, _worst(replay, dtype, draws), poisoned=is_poisoned(given))

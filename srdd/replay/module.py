@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hal.clean_outside import is_product
 from hal.errors import HalError
+from srdd.probes.samples import least_rounding
 from srdd.replay.accumulation import product_spread
 from srdd.replay.arithmetic import LARGE, Draw, OnlyIEEE, RoundingSpread, WideArithmetic, accumulator_limit, widened
 from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
@@ -79,7 +80,7 @@ def replay_own(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -
 
 def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: list[torch.Tensor]) -> Replay:
     given = [*call.handed(), *(tensor for child in call.children for tensor in tensors_in(child.output))]
-    limit = accumulator_limit([*call.handed(), *actual])
+    limit, dtype = accumulator_limit([*call.handed(), *actual]), _dtype_of(call)
     exact = run(WideArithmetic(limit))
     if len(exact) != len(actual) or any(a.shape != b.shape for a, b in zip(exact, actual, strict=True)):
         raise ReplayDivergedError(f"'{call.name}' gives other tensors on the host than on the device")
@@ -87,10 +88,10 @@ def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: lis
     return Replay(
         exact,
         actual,
-        RoundingSpread(run, exact, roundoff, seed, limit),
+        RoundingSpread(run, exact, roundoff, seed, limit, least_rounding(dtype)),
         spoilt,
         is_poisoned(given),
-        overflown(run, exact, _dtype_of(call)),
+        overflown(run, exact, dtype),
     )
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from srdd.probes.samples import least_rounding
 from srdd.replay.accumulation import product_spread, tie_spread
-from srdd.replay.arithmetic import RoundingSpread, WideArithmetic
+from srdd.replay.arithmetic import RoundingSpread, WideArithmetic, widened
 
 
 def test_conversions_to_a_narrower_dtype_keep_the_width():
@@ -160,3 +161,17 @@ def test_what_is_beyond_the_limit_becomes_infinite():
     with WideArithmetic(limit=65504.0):
         assert (2 * x).tolist() == [torch.inf, -torch.inf]
         assert (x + 1).tolist() == [60001.0, -59999.0]
+
+
+def test_float16_subnormals_round_by_their_spacing_and_zeros_not_at_all():
+    x = torch.tensor([3e-4, 2e-4, 0.0], dtype=torch.float16)  # whose squares are one and two thirds of a spacing
+
+    def run(arithmetic):
+        with arithmetic:
+            return [1e6 * widened(x).square()]
+
+    spread = RoundingSpread(run, run(WideArithmetic()), 2.0**-11, seed=1, least=least_rounding(x.dtype))(64)[0]
+    error = (1e6 * x.square().double() - run(WideArithmetic())[0]).abs()
+    assert (error[:2] > 1e-2).all()
+    assert (error <= 8 * spread).all()
+    assert spread[2] == 0
