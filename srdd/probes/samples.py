@@ -67,9 +67,15 @@ def to_host(tensor: torch.Tensor) -> Array:
     return np.asarray(flat.numpy(), dtype=np.float64)
 
 
+# A flushed subnormal, or an exponential that overflowed inside a bounded function (silu(-89)), costs less than this.
+UNDERFLOW = 2.0**10 * torch.finfo(torch.float32).smallest_normal
+
+
 def least_rounding(dtype: torch.dtype) -> float:
-    """Half the spacing of the subnormal numbers of `dtype`: the largest error of rounding one, whatever its size."""
-    return float(torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps) / 2
+    """The error that a small result of `dtype` may have whatever its size: half the spacing of subnormal numbers, or
+    what is lost where float32 underflows.
+    """
+    return max(float(torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps) / 2, UNDERFLOW / 8)
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:

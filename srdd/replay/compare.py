@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from srdd.measurements import NAN, Transfer
-from srdd.probes.samples import Array, least_rounding, to_host, unit_roundoff
+from srdd.probes.samples import UNDERFLOW, Array, least_rounding, to_host, unit_roundoff
 from srdd.probes.transfer import describe_transfer, excess, largest_excess, no_violation
 from srdd.replay.arithmetic import WIDTH, RoundingSpread, WideArithmetic, accumulator_limit, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
@@ -145,8 +145,7 @@ class _Values:
     def _allowance(self, spread: Array | None) -> Array:
         """What rounding may do to each element; anything beyond the dtype's range may come back as anything."""
         limits = torch.finfo(self.dtype)
-        # A flushed subnormal, or an exponential that overflowed inside a bounded function, costs about this much.
-        floor = max(limits.smallest_normal, 2.0**10 * torch.finfo(torch.float32).smallest_normal)
+        floor = max(limits.smallest_normal, UNDERFLOW)
         size = np.abs(self.expected)
         allowance = LAST_ROUNDINGS * limits.eps / 2 * size + floor
         if spread is not None:

@@ -175,3 +175,17 @@ def test_float16_subnormals_round_by_their_spacing_and_zeros_not_at_all():
     assert (error[:2] > 1e-2).all()
     assert (error <= 8 * spread).all()
     assert spread[2] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_exponential_that_overflows_inside_a_bounded_function_may_be_lost(dtype):
+    x = torch.full((16,), -89.0, dtype=dtype)
+
+    def run(arithmetic):
+        with arithmetic:
+            return [1e9 * functional.silu(widened(x))]
+
+    spread = RoundingSpread(run, run(WideArithmetic()), 2.0**-9, seed=1, least=least_rounding(dtype))(8)[0]
+    device = 1e9 * functional.silu(x)
+    assert ((device.double() - run(WideArithmetic())[0]).abs() <= 8 * spread).all()
+    assert (spread < 1e-25).all()
