@@ -188,4 +188,4 @@ def test_an_exponential_that_overflows_inside_a_bounded_function_may_be_lost(dty
     spread = RoundingSpread(run, run(WideArithmetic()), 2.0**-9, seed=1, least=least_rounding(dtype))(8)[0]
     device = 1e9 * functional.silu(x)
     assert ((device.double() - run(WideArithmetic())[0]).abs() <= 8 * spread).all()
-    assert (spread < 1e-25).all()
+    assert (spread < 1e-20).all()

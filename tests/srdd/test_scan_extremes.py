@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import srdd
 from hal.structure import find_layer_stack
@@ -57,3 +58,17 @@ def test_infinity_under_the_models_own_input_is_found_where_it_arises():
     find_layer_stack(faulty).layers[1].mlp.act_fn.register_forward_hook(lambda _module, _args, output: output * 1e4)
     (finding,) = srdd.scan(faulty).findings
     assert (finding.layer, finding.site) == (1, "model.layers.1.mlp.act_fn")
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "times"), [("mamba", BFLOAT16, 3.0), ("rwkv", BFLOAT16, 3.0), ("rwkv", FLOAT16, 1.0)]
+)
+def test_recurrences_whose_values_underflow_are_healthy(kind, dtype, times):
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "state_size": 4}
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, initializer_range=0.1)).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(times)
+    assert srdd.scan(made.to(dtype)).findings == ()
