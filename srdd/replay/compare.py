@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from srdd.probes.transfer import describe_transfer, excess, largest_excess, no_v
 from srdd.replay.arithmetic import WIDTH, RoundingSpread, WideArithmetic, accumulator_limit, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
 from srdd.replay.drift import rounding_drift
-from srdd.replay.module import Replay, is_poisoned, overflown, replay_module
+from srdd.replay.module import Replay, overflown, replay_module
 
 DRAWS = (8, 24, 48)  # a few draws may understate an element's spread threefold: they may acquit, not accuse
 LAST_ROUNDINGS = 2.0  # and two roundings of the result itself, for kernels that fuse what the host does in steps
@@ -26,7 +27,8 @@ LAST_ROUNDINGS = 2.0  # and two roundings of the result itself, for kernels that
 @dataclass(frozen=True)
 class Comparison:
     """One replayed call: where (`name` below the layer, `operator`; `of_input`: what the module was handed, not what it
-    made), how its values transfer, which way its roundings `drift`, and whether it was `poisoned` by what it was given.
+    made), how its values transfer, which way its roundings `drift`, and whether it differs `poisoned` by what it was
+    given.
     """
 
     name: str
@@ -53,7 +55,7 @@ def compare_call(
     """
     replay = replay_module(call, clean, unit_roundoff(inner or dtype), seed)
     lean = rounding_drift(call, clean, replay.exact, replay.actual) if drift else NAN
-    own = Comparison(call.name, "", _worst(replay, dtype, draws), lean, poisoned=replay.poisoned)
+    own = _comparison(call.name, "", replay, _worst(replay, dtype, draws), lean)
     if own.transfer.violation <= 1:
         return [own]
     return [own, *(_compare_operator(entry, dtype, seed, draws) for entry in call.operators)]
@@ -65,8 +67,8 @@ def compare_value(replay: Replay, index: int, dtype: torch.dtype) -> Transfer:
         [replay.exact[index]],
         [replay.actual[index]],
         lambda draws: [replay.spread(draws)[index]],
-        replay.spoilt,
-        overflown=None if replay.overflown is None else [replay.overflown[index]],
+        spoilt=replay.spoilt,
+        overflow=lambda: None if replay.overflown is None else [replay.overflown[index]],
     )
     return _worst(one, dtype, DRAWS)
 
@@ -74,7 +76,8 @@ def compare_value(replay: Replay, index: int, dtype: torch.dtype) -> Transfer:
 def violating(replay: Replay, dtype: torch.dtype) -> list[torch.Tensor]:
     """For each value of the replay, which of its elements differ by more than rounding."""
     spreads = replay.spread(DRAWS[0])
-    masks = [values.beyond(_rows(spread)) for values, spread in zip(_values(replay, dtype), spreads, strict=True)]
+    values = _values(replay, dtype, replay.overflown)
+    masks = [entry.beyond(_rows(spread)) for entry, spread in zip(values, spreads, strict=True)]
     return [torch.from_numpy(mask).reshape(value.shape) for mask, value in zip(masks, replay.exact, strict=True)]
 
 
@@ -96,9 +99,15 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: 
         exact,
         tensors_in(call.result),
         RoundingSpread(run, exact, roundoff, seed, limit, least_rounding(dtype)),
-        overflown=overflown(run, exact, dtype),
+        given,
+        overflow=partial(overflown, run, exact, dtype),
     )
-    return Comparison(call.module, call.name, _worst(replay, dtype, draws), poisoned=is_poisoned(given))
+    return _comparison(call.module, call.name, replay, _worst(replay, dtype, draws))
+
+
+def _comparison(name: str, operator: str, replay: Replay, transfer: Transfer, drift: float = NAN) -> Comparison:
+    """What was given matters, and is looked through, only where a call differs."""
+    return Comparison(name, operator, transfer, drift, poisoned=transfer.violation > 1 and replay.poisoned)
 
 
 def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer:
@@ -106,8 +115,11 @@ def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer
     explain the difference, which most modules of a healthy device never need, and drawn more often before
     anything is accused: a softmax near a tie may jump in one draw of many.
     """
-    values = [entry for entry in _values(replay, dtype) if entry.expected.size]
+    values = _occupied(_values(replay, dtype))
     worst = max(entry.violation(None) for entry in values)
+    if worst > 1 and replay.overflown is not None:
+        values = _occupied(_values(replay, dtype, replay.overflown))
+        worst = max(entry.violation(None) for entry in values)
     if worst <= 1:
         # Whatever was computed has a spread of one rounding at least, so its share of the whole allowance is known.
         return no_violation(worst * LAST_ROUNDINGS / (LAST_ROUNDINGS + WIDTH), values[0].expected.shape[-1])
@@ -158,15 +170,20 @@ class _Values:
         return np.where((size > 0.99 * limits.max) | undefined, np.inf, allowance)
 
 
-def _values(replay: Replay, dtype: torch.dtype) -> list[_Values]:
-    masks: Sequence[torch.Tensor | None] = replay.overflown or [None] * len(replay.exact)
+def _values(replay: Replay, dtype: torch.dtype, overflown: Sequence[torch.Tensor] | None = None) -> list[_Values]:
+    masks = [None] * len(replay.exact) if overflown is None else [_rows(mask) > 0 for mask in overflown]
     return [
-        _Values(_rows(exact), _rows(actual), dtype, replay.spoilt, None if mask is None else _rows(mask) > 0)
+        _Values(_rows(exact), _rows(actual), dtype, replay.spoilt, mask)
         for (exact, actual), mask in zip(replay.pairs(), masks, strict=True)
     ]
 
 
+def _occupied(values: list[_Values]) -> list[_Values]:
+    """Those with elements: an expert to which no token was routed has none."""
+    return [entry for entry in values if entry.expected.size]
+
+
 def _rows(tensor: torch.Tensor) -> Array:
-    if not tensor.numel():  # experts to which no token was routed
+    if not tensor.numel():
         return np.empty((0, 1))
     return to_host(tensor if tensor.dim() else tensor.reshape(1))

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -33,20 +33,34 @@ class ReplayDivergedError(HalError):
     """The clean copy did not make the calls that the device made, so that the two cannot be compared."""
 
 
+def _nowhere() -> None:
+    """Nothing overflows."""
+
+
 @dataclass(frozen=True)
 class Replay:
     """One module call on the host: `exact` float64 values, first the inputs handed to each submodule, then the
     output; `actual`, the device's values of the same shapes; and `spread(draws)`, the rounding spread of each,
-    drawn when asked for. `spoilt` says that it was given values that are not finite, `poisoned` that NaN is among
-    them, or what overflows. `overflown` elements may come out as anything (None: there are none).
+    drawn when asked for. `given` is what it was computed from; `spoilt` says that not all of that is finite.
+    `overflow` computes `overflown`.
     """
 
     exact: list[torch.Tensor]
     actual: list[torch.Tensor]
     spread: Callable[[int], list[torch.Tensor]]
+    given: Sequence[torch.Tensor] = ()
     spoilt: bool = False
-    poisoned: bool = False
-    overflown: list[torch.Tensor] | None = None
+    overflow: Callable[[], list[torch.Tensor] | None] = _nowhere
+
+    @cached_property
+    def overflown(self) -> list[torch.Tensor] | None:
+        """For each exact value, which of its elements may come out as anything; None when there are none."""
+        return self.overflow()
+
+    @property
+    def poisoned(self) -> bool:
+        """Whether it was given NaN, or what overflows."""
+        return is_poisoned(self.given)
 
     def pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Each exact value with the device's."""
@@ -91,9 +105,9 @@ def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: lis
         exact,
         actual,
         RoundingSpread(run, exact, roundoff, seed, limit, least_rounding(dtype)),
+        given,
         spoilt,
-        is_poisoned(given),
-        overflown(run, exact, dtype),
+        partial(overflown, run, exact, dtype),
     )
 
 
@@ -229,7 +243,7 @@ def _replay_linear(call: ModuleCall, module: nn.Linear, roundoff: float) -> Repl
     def spread(_draws: int) -> list[torch.Tensor]:
         return [roundoff * exact.abs() + product_spread(x, module.weight.detach().T)]
 
-    return Replay([exact], tensors_in(call.output), spread, poisoned=is_poisoned([x]))
+    return Replay([exact], tensors_in(call.output), spread, [x])
 
 
 def is_poisoned(given: Iterable[torch.Tensor]) -> bool:
