@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,12 @@ class CheckpointWeights:
 
     def widest_dtype(self) -> torch.dtype | None:
         """Of the floating-point formats that models are built in, the widest among the weights; None without one."""
-        found = [_FLOATING[weight.get_dtype()] for weight in self.slices.values() if weight.get_dtype() in _FLOATING]
-        return max(found, key=lambda dtype: dtype.itemsize, default=None)
+        return max(self._dtypes(), key=lambda dtype: dtype.itemsize, default=None)
 
     def dtype(self) -> torch.dtype | None:
         """The dtype of the first weight in a floating-point format that models are built in, None without one."""
-        found = (_FLOATING.get(weight.get_dtype()) for weight in self.slices.values())
-        return next((dtype for dtype in found if dtype is not None), None)
+        return next(self._dtypes(), None)
+
+    def _dtypes(self) -> Iterator[torch.dtype]:
+        formats = (weight.get_dtype() for weight in self.slices.values())
+        return (_FLOATING[name] for name in formats if name in _FLOATING)

@@ -11,7 +11,7 @@ from torch import nn
 from hal.calls import moved
 from hal.model_weights import WeightSource
 from hal.skeleton import on_meta, stripped_copy, transformers_model
-from hal.structure import LayerStack
+from hal.structure import LayerStack, dotted
 
 _HOST = torch.device("cpu")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,7 +34,7 @@ class CleanOutside:
         else:
             self.module = stripped_copy(self.owner, {id(layer): nn.Identity() for layer in stack.layers}).eval()
         for name, part in self.module.named_modules():
-            if not stack.holds(_join(self.name, name)):
+            if not stack.holds(dotted(self.name, name)):
                 self._fill(name, part)
 
     def product(self, name: str) -> nn.Linear:
@@ -66,17 +66,17 @@ class CleanOutside:
             self._compute_buffers(name, part)
         later = is_table(part) or is_product(part)
         for leaf in [name for name, _ in part.named_parameters(recurse=False) if not later]:
-            value = self._tensor(_join(name, leaf))
+            value = self._tensor(dotted(name, leaf))
             setattr(part, leaf, nn.Parameter(moved(value, _HOST, torch.float64), requires_grad=False))
         for leaf, buffer in list(part.named_buffers(recurse=False)):
             if leaf not in computed and buffer is not None:
-                part._buffers[leaf] = moved(self._tensor(_join(name, leaf)), _HOST, torch.float64)
+                part._buffers[leaf] = moved(self._tensor(dotted(name, leaf)), _HOST, torch.float64)
 
     def _compute_buffers(self, name: str, part: nn.Module) -> None:
         """Buffers that no checkpoint has, as the class computes them when it loads a checkpoint; as the scanned model
         has them where the class leaves that open, or where casts of the model explain the difference.
         """
-        held = {leaf: self._held(_join(name, leaf)) for leaf in part._non_persistent_buffers_set}
+        held = {leaf: self._held(dotted(name, leaf)) for leaf in part._non_persistent_buffers_set}
         present = {leaf: value for leaf, value in held.items() if part._buffers.get(leaf) is not None}
         for leaf, value in present.items():
             part._buffers[leaf] = _unset(value)
@@ -99,7 +99,7 @@ class CleanOutside:
         """A clean tensor in the model's dtype: the checkpoint's, or the model's own."""
         owner, _, leaf = name.rpartition(".")
         held: torch.Tensor = getattr(self.owner.get_submodule(owner), leaf)
-        stored = self._weights.tensor(_join(self.name, name)) if self._weights else None
+        stored = self._weights.tensor(dotted(self.name, name)) if self._weights else None
         if stored is None or stored.shape != held.shape:
             return held.detach().to("cpu", copy=True)
         return stored.to(held.dtype)
@@ -129,7 +129,3 @@ def _explained(fresh: torch.Tensor, held: torch.Tensor) -> bool:
     if bool(fresh.isnan().any()):
         return True
     return any(torch.equal(fresh.to(dtype).to(held.dtype), held) for dtype in (held.dtype, *_DTYPES))
-
-
-def _join(*names: str) -> str:
-    return ".".join(filter(None, names))

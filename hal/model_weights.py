@@ -14,7 +14,7 @@ from hal.errors import ModelError
 from hal.models import quiet_transformers
 from hal.parts import CheckpointParts
 from hal.skeleton import transformers_model
-from hal.structure import LayerStack
+from hal.structure import LayerStack, dotted
 from hal.weight_names import find_naming
 
 
@@ -89,17 +89,10 @@ class _Converted:
 
     def tensor(self, name: str) -> torch.Tensor | None:
         """The weight called `name` in the scanned model, or None."""
-        index = self._index(name)
+        index = self._stack.layer_of(name)
         if self._held is None or self._held[0] != index:
             self._held = (index, self._load(index))
         return self._held[1].get(name)
-
-    def _index(self, name: str) -> int | None:
-        """The number of the layer that the weight belongs to."""
-        if not self._stack.holds(name):
-            return None
-        step, _, _ = name.removeprefix(self._stack.path).removeprefix(".").partition(".")
-        return int(step)
 
     def _load(self, index: int | None) -> dict[str, torch.Tensor]:
         try:
@@ -107,12 +100,12 @@ class _Converted:
                 if index is None:
                     site, part = "", self._parts.outside(self._path)
                 else:
-                    site = f"{self._path}.{index}"
+                    site = dotted(self._path, str(index))
                     part = self._parts.layer(site)
         except ModelError:  # a checkpoint of another class than the model's: its weights are absent, and said to be
             return {}
         return {
-            self._prefix + ".".join(filter(None, (site, name))): value.detach()
+            self._prefix + dotted(site, name): value.detach()
             for name, value in part.named_parameters(remove_duplicate=False)
         }
 

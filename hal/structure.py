@@ -34,11 +34,22 @@ class LayerStack:
         """Dotted name of layer `index`; raises ModelError when there is no such layer."""
         if not 0 <= index < len(self):
             raise ModelError(f"layer {index} does not exist: the model has layers 0 to {len(self) - 1}")
-        return f"{self.path}.{index}" if self.path else str(index)
+        return dotted(self.path, str(index))
+
+    def layer_of(self, name: str) -> int | None:
+        """The number of the layer that the module or parameter called `name` belongs to, None outside the layers."""
+        prefix = f"{self.path}." if self.path else ""
+        head = name.removeprefix(prefix).partition(".")[0]
+        return int(head) if name.startswith(prefix) and head.isdigit() else None
 
     def holds(self, name: str) -> bool:
         """Whether the module called `name` is one of the layers, a part of one, or what contains just them."""
         return not self.path or f"{name}.".startswith(f"{self.path}.")
+
+
+def dotted(*names: str) -> str:
+    """The name of a module or parameter from its parts, of which some may be empty."""
+    return ".".join(filter(None, names))
 
 
 def find_layer_stack(model: nn.Module) -> LayerStack:

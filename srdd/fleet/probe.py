@@ -32,7 +32,7 @@ def probe(model: nn.Module, backend: TorchBackend, ids: torch.Tensor, trials: in
     """
     stack = find_layer_stack(model)
     records = [
-        Record(WEIGHTS, _layer_of(name, stack), name, _digest(backend, parameter))
+        Record(WEIGHTS, stack.layer_of(name), name, _digest(backend, parameter))
         for name, parameter in model.named_parameters()
     ]
     with (
@@ -72,7 +72,7 @@ class _Run:
         self._stage = FORWARD
 
     def _observer(self, site: str) -> Any:
-        layer = _layer_of(site, self._stack)
+        layer = self._stack.layer_of(site)
 
         def observe(_module: nn.Module, _args: Any, output: Any) -> None:
             self._records.append(Record(self._stage, layer, site, _digest(self._backend, output)))
@@ -97,13 +97,6 @@ def _inputs(stream: torch.Tensor, layer: int) -> Iterator[tuple[str, torch.Tenso
 
 def _differs(run: list[Record], place: int, record: Record) -> bool:
     return place >= len(run) or run[place] != record
-
-
-def _layer_of(name: str, stack: LayerStack) -> int | None:
-    """The layer that a module or parameter belongs to, None outside the layers."""
-    prefix = f"{stack.path}." if stack.path else ""
-    head = name.removeprefix(prefix).partition(".")[0]
-    return int(head) if name.startswith(prefix) and head.isdigit() else None
 
 
 def _digest(backend: TorchBackend, value: Any) -> str:

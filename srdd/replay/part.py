@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hal.structure import dotted
 from srdd.replay.capture import ModuleCall, map_tensors, record
 from srdd.replay.constants import constants_of
 
@@ -99,7 +100,7 @@ def _with_changed_activation(
 def _renamed(tree: ModuleCall, prefix: str) -> ModuleCall:
     """The tree with names below the layer instead of below the part that was recorded."""
     for call in tree.walk():
-        call.name = ".".join(filter(None, (prefix, call.name)))
+        call.name = dotted(prefix, call.name)
         for entry in call.operators:
             entry.module = call.name
     return tree

@@ -14,6 +14,7 @@ from torch import nn
 
 from hal.errors import HalError, one_line
 from hal.memory import out_of_memory
+from hal.structure import dotted
 from srdd.measurements import SiteReplay, WrongConstant
 from srdd.probes.samples import unit_roundoff
 from srdd.replay.capture import ModuleCall
@@ -42,7 +43,7 @@ class Part:
 
     def full_name(self, name: str) -> str:
         """The name in the model of what is called `name` below the part; what the whole model returns is its output."""
-        return ".".join(filter(None, (self.site, name))) or f"{OF_OUTPUT}{type(self.module).__name__}"
+        return dotted(self.site, name) or f"{OF_OUTPUT}{type(self.module).__name__}"
 
 
 @contextmanager

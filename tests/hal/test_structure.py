@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hal import ModelError
-from hal.structure import LayerStack, evaluation_mode, find_layer_stack
+from hal.structure import LayerStack, dotted, evaluation_mode, find_layer_stack
 from tests.conftest import FAMILIES, random_model
 
 PATHS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers", "bert": "encoder.layer"}
@@ -132,6 +132,29 @@ def test_layer_outside_the_stack_names_the_range(index):
     assert stack.site(2) == "model.layers.2"
     with pytest.raises(ModelError, match=f"layer {index} does not exist: the model has layers 0 to 2"):
         stack.site(index)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "layer"),
+    [
+        ("model.layers", "model.layers.2.proj.weight", 2),
+        ("model.layers", "model.layers.11", 11),
+        ("model.layers", "model.layers", None),
+        ("model.layers", "model.layers_norm.2", None),
+        ("model.layers", "head.2.weight", None),
+        ("", "2.proj.weight", 2),
+        ("", "head.2.weight", None),
+    ],
+)
+def test_a_name_belongs_to_the_layer_it_lies_in(path, name, layer):
+    assert LayerStack(path, (Block(), Block(), Block())).layer_of(name) == layer
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"), [(("a", "b.c"), "a.b.c"), (("", "b"), "b"), (("a", ""), "a"), (("", ""), "")]
+)
+def test_a_name_is_made_of_its_parts(parts, name):
+    assert dotted(*parts) == name
 
 
 def test_evaluation_mode_returns_each_module_to_its_own_mode():
