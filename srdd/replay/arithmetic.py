@@ -94,9 +94,8 @@ class OnlyIEEE(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as above
 
 class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as above
     """Float64 with the device's roundings drawn at random by `generator`: unit roundoff `roundoff`, and no less than
-    `least`, which subnormal numbers round by. How far each
-    operation may round is worked out in the first run after `restart` and kept for the further ones, which repeat the
-    same operations on values that differ by roundings alone.
+    `least`, which subnormal numbers round by. How far each operation may round is worked out in the first run after
+    `restart` and kept for the further ones, which repeat the same operations on values that differ by roundings alone.
     """
 
     def __init__(
@@ -257,17 +256,17 @@ class _Logarithms:
 
     def __init__(self, exact: torch.Tensor) -> None:
         self._exact = exact
+        self._half = torch.where(exact == 0, torch.inf, 0.5 * exact.abs())
         self._squares: torch.Tensor | None = None
         self._flipped: torch.Tensor | None = None
 
     def add(self, value: torch.Tensor, deviation: torch.Tensor) -> None:
         """Count one draw, which deviates by `deviation`."""
-        size = self._exact.abs()
-        far = (deviation.abs() > 0.5 * size) & (size > 0)
+        far = deviation.abs() > self._half
         if not far.any():
             return
         if self._squares is None or self._flipped is None:
-            self._squares, self._flipped = torch.zeros_like(size), torch.zeros_like(far)
+            self._squares, self._flipped = torch.zeros_like(self._half), torch.zeros_like(far)
         ratio = value[far] / self._exact[far]
         self._squares[far] += ratio.abs().log().clamp(-_FACTOR, _FACTOR).square()
         self._flipped[far] |= ratio < -0.5

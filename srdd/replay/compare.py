@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_i
 from srdd.replay.drift import rounding_drift
 from srdd.replay.module import Replay, overflown, replay_module
 
-DRAWS = (8, 24, 48)  # a few draws may understate an element's spread threefold: they may acquit, not accuse
+DRAWS = (2, 4, 8, 24, 48)  # few draws may understate an element's spread several times: they may acquit, not accuse
+FEW = DRAWS[:3]  # where a module is known to differ
 LAST_ROUNDINGS = 2.0  # and two roundings of the result itself, for kernels that fuse what the host does in steps
 
 
@@ -75,7 +76,7 @@ def compare_value(replay: Replay, index: int, dtype: torch.dtype) -> Transfer:
 
 def violating(replay: Replay, dtype: torch.dtype) -> list[torch.Tensor]:
     """For each value of the replay, which of its elements differ by more than rounding."""
-    spreads = replay.spread(DRAWS[0])
+    spreads = replay.spread(FEW[-1])
     values = _values(replay, dtype, replay.overflown)
     masks = [entry.beyond(_rows(spread)) for entry, spread in zip(values, spreads, strict=True)]
     return [torch.from_numpy(mask).reshape(value.shape) for mask, value in zip(masks, replay.exact, strict=True)]
@@ -127,9 +128,10 @@ def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer
         if worst <= 1:
             break
         spreads = [_rows(spread) for spread in replay.spread(number) if spread.numel()]
-        worst = max(entry.violation(spread) for entry, spread in zip(values, spreads, strict=True))
-    transfers = [entry.transfer(spread) for entry, spread in zip(values, spreads, strict=True)]
-    return max(transfers, key=lambda transfer: transfer.violation)
+        violations = [entry.violation(spread) for entry, spread in zip(values, spreads, strict=True)]
+        worst = max(violations)
+    index = violations.index(worst)
+    return values[index].transfer(spreads[index])
 
 
 @dataclass(frozen=True)
@@ -155,19 +157,25 @@ class _Values:
         return describe_transfer(self.expected, self.actual, self._allowance(spread), roundoff)
 
     def _allowance(self, spread: Array | None) -> Array:
-        """What rounding may do to each element; anything beyond the dtype's range may come back as anything."""
+        """What rounding may do to each element."""
+        if spread is None:
+            return self._last
+        with np.errstate(over="ignore"):  # where draws overflow, nothing is known
+            return self._last + WIDTH * np.where(np.isnan(spread), np.inf, spread)
+
+    @cached_property
+    def _last(self) -> Array:
+        """What the result's own roundings may do; anything beyond the dtype's range may come back as anything."""
         limits = torch.finfo(self.dtype)
-        floor = max(limits.smallest_normal, UNDERFLOW)
         size = np.abs(self.expected)
-        allowance = LAST_ROUNDINGS * limits.eps / 2 * size + floor
-        if spread is not None:
-            with np.errstate(over="ignore"):  # where draws overflow, nothing is known
-                allowance += WIDTH * np.where(np.isnan(spread), np.inf, spread)
+        allowance: Array = LAST_ROUNDINGS * limits.eps / 2 * size + max(limits.smallest_normal, UNDERFLOW)
+        allowance[size > 0.99 * limits.max] = np.inf
         # What a kernel makes of NaN is its own affair: a fused attention may skip a row that has one.
-        undefined = self.spoilt & ~np.isfinite(self.expected)
+        if self.spoilt:
+            allowance[~np.isfinite(self.expected)] = np.inf
         if self.overflown is not None:
-            undefined |= self.overflown
-        return np.where((size > 0.99 * limits.max) | undefined, np.inf, allowance)
+            allowance[self.overflown] = np.inf
+        return allowance
 
 
 def _values(replay: Replay, dtype: torch.dtype, overflown: Sequence[torch.Tensor] | None = None) -> list[_Values]:

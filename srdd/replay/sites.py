@@ -18,7 +18,7 @@ from hal.structure import dotted
 from srdd.measurements import SiteReplay, WrongConstant
 from srdd.probes.samples import unit_roundoff
 from srdd.replay.capture import ModuleCall
-from srdd.replay.compare import DRAWS, Comparison, compare_call, violating, within_rounding
+from srdd.replay.compare import DRAWS, FEW, Comparison, compare_call, violating, within_rounding
 from srdd.replay.constants import explains, repairing_constant
 from srdd.replay.module import ReplayDivergedError, replay_module
 from srdd.replay.part import run_part, unchanged
@@ -89,7 +89,7 @@ class SiteComparisons:
     def compare(self, call: ModuleCall, excitation: str) -> None:
         """Compare one call made under `excitation`; where it differs, its operators too."""
         # Where the module already differs under another input there is no doubt left to draw away.
-        draws = DRAWS[:1] if call.name in self._wrong else DRAWS
+        draws = FEW if call.name in self._wrong else DRAWS
         natural = excitation.startswith("repeat")
         comparisons: list[Comparison] = []
         with noted(self.notes, f"{self._part.full_name(call.name)}: not replayed under '{excitation}'"):
