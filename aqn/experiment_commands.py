@@ -24,9 +24,10 @@ from aqn.command_options import (
     numbers,
     wide_console,
 )
-from aqn.experiments.comparison import Plan, run_comparison
+from aqn.experiments.comparison import run_comparison
 from aqn.experiments.gradient_flow import run_gradient_flow
 from aqn.experiments.overhead import run_overhead
+from aqn.experiments.plan import Plan
 from aqn.experiments.result import Result, require_output
 from aqn.experiments.subject import Subject, load_subject
 from aqn.experiments.systematic import run_systematic

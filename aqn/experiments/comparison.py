@@ -7,17 +7,15 @@ so that they are compared pair by pair.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from collections.abc import Sequence
+from typing import Final
 
-from aqn.config import AqnConfig
+from aqn.experiments.plan import Plan, Progress
 from aqn.experiments.result import Cell, Result, environment
 from aqn.experiments.statistics import Comparison
 from aqn.experiments.subject import Entry, Subject
 from aqn.experiments.without_layer import without_layer
-from aqn.injection import Injection, inject
+from aqn.injection import inject
 from hal.errors import UsageError
 from hal.structure import find_layer_stack
 
@@ -37,27 +35,6 @@ PAIRS: Final = (
     (PRUNED, DEADZONE),
 )
 LOSS, SURVIVAL = "loss", "survival rate"
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which `layers` get a dead zone of which `thresholds`, the noise `sigma`, what the noise disturbs (`kind`), and
-    over how many `samples` and `seeds`.
-    """
-
-    layers: tuple[int, ...] = (3, 7, 10)
-    thresholds: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)
-    sigma: float = 0.01
-    kind: Literal["operator", "layer"] = "operator"
-    samples: int = 50
-    seeds: int = 8
-    draws: Literal["exact", "fast"] = "fast"
-
-    def points(self) -> list[tuple[int, float]]:
-        """All operating points."""
-        return [(layer, threshold) for layer in self.layers for threshold in self.thresholds]
 
 
 def run_comparison(subject: Subject, plan: Plan, progress: Progress | None = None) -> Result:
@@ -111,29 +88,14 @@ def _conditions(
     for condition, layers in noisy.items():
         if layers == []:  # a model of one layer has no healthy ones
             continue
-        with _injected(subject, plan, layer, threshold, seed, layers) as injection:
+        config = plan.config(layer, threshold, seed, layers, ["validation"])
+        with inject(subject.model, config, subject.backend) as injection:
             found[condition, LOSS] = subject.loss(entries)
         if injection.deadzone is not None and layers and layer in layers and plan.kind == "layer":
             found[condition, SURVIVAL] = injection.deadzone.survival_rate
     with without_layer(subject.model, layer):
         found[PRUNED, LOSS] = subject.loss(entries)
     return found
-
-
-def _injected(
-    subject: Subject, plan: Plan, layer: int, threshold: float, seed: int, layers: list[int] | None
-) -> AbstractContextManager[Injection]:
-    document: dict[str, Any] = {"deadzone": {"layer": layer, "threshold": threshold}}
-    if layers is not None:
-        document["aqn"] = {
-            "target_layers": layers,
-            "sigma": plan.sigma,
-            "kind": plan.kind,
-            "phases": ["validation"],
-            "seed": seed,
-            "draws": plan.draws,
-        }
-    return inject(subject.model, AqnConfig.parse(document), subject.backend)
 
 
 def _statement(result: Result, layer: int, threshold: float) -> str:

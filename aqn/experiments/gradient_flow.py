@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from aqn.config import AqnConfig
-from aqn.experiments.comparison import Plan, Progress
+from aqn.experiments.plan import Plan, Progress
 from aqn.experiments.result import Cell, Result, environment
 from aqn.experiments.subject import Entry, Subject
 from aqn.injection import inject
@@ -41,7 +41,7 @@ def run_gradient_flow(subject: Subject, plan: Plan, progress: Progress | None = 
         entries = subject.draw(plan.samples, seed)
         clean, _ = _gradients(subject, entries, None)
         for condition, layers in ((DEADZONE, None), (TARGETED, [layer]), (GLOBAL, list(range(depth)))):
-            config = _config(plan, layer, threshold, seed, layers)
+            config = plan.config(layer, threshold, seed, layers, ["validation", "actor_forward"])
             found, zeros = _gradients(subject, entries, config)
             _note(rows, condition, found, clean, zeros)
         if progress is not None:
@@ -61,20 +61,6 @@ def _statement(result: Result, first: str, second: str, depth: int) -> str:
         f"{first} against {second}: the gradient is nearer to the clean one at {nearer} of {depth} layers, farther at "
         f"{farther}, not told apart at {len(entries) - nearer - farther} (paired t-tests, Holm over all)"
     )
-
-
-def _config(plan: Plan, layer: int, threshold: float, seed: int, layers: list[int] | None) -> AqnConfig:
-    document: dict[str, Any] = {"deadzone": {"layer": layer, "threshold": threshold}}
-    if layers is not None:
-        document["aqn"] = {
-            "target_layers": layers,
-            "sigma": plan.sigma,
-            "kind": plan.kind,
-            "phases": ["validation", "actor_forward"],
-            "seed": seed,
-            "draws": plan.draws,
-        }
-    return AqnConfig.parse(document)
 
 
 def _gradients(subject: Subject, entries: Sequence[Entry], config: AqnConfig | None) -> tuple[_Gradients, list[float]]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from aqn.config import AqnConfig
-from aqn.experiments.comparison import Progress
+from aqn.experiments.plan import Progress
 from aqn.experiments.result import Cell, Result, environment
 from aqn.experiments.subject import Subject
 from aqn.injection import inject

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from aqn.config import AqnConfig
-from aqn.experiments.comparison import Progress
+from aqn.experiments.plan import Progress
 from aqn.experiments.result import Cell, Result, environment
 from aqn.experiments.subject import Subject
 from aqn.injection import inject

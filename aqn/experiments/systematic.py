@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from aqn.config import MODES, AqnConfig
-from aqn.experiments.comparison import Progress
+from aqn.experiments.plan import Progress
 from aqn.experiments.result import Cell, Result, environment
 from aqn.experiments.subject import Subject
 from aqn.injection import inject

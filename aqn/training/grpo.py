@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from aqn.injection import Injection
 from aqn.integrations.transformers import count_from_the_first_token
-from aqn.training.callback import StepCallback
-from aqn.training.recipe import Recipe
-from aqn.training.run import common_settings, run
-from hal.bundled.arithmetic import Problem
+from aqn.training.run import TrainingRun
 from hal.errors import UsageError
 
 
-def train_grpo(
-    model: Any,
-    tokenizer: Any,
-    train: Sequence[Problem],
-    recipe: Recipe,
-    seed: int,
-    folder: Path,
-    injection: Injection | None,
-    note: Callable[[int, dict[str, float]], None],
-    on_host: bool,
-) -> None:
-    """Train `model` in place; a checkpoint in `folder` from an interrupted run is taken up. The reward of a reply is 1
-    when it is the answer. A token has one position, and so one noise, when it is written and when it is learnt from.
-    Without TRL a UsageError that says how to get it.
+def train_grpo(run: TrainingRun) -> None:
+    """Train by GRPO; a checkpoint from an interrupted run is taken up. The reward of a reply is 1 when it is the
+    answer. A token has one position, and so one noise, when it is written and when it is learnt from. Without TRL a
+    UsageError that says how to get it.
     """
     require_trl()
     import datasets
@@ -40,9 +24,9 @@ def train_grpo(
         """Tells rollout from training; both carry noise, and both know it."""
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:
-            if injection is None:
+            if run.injection is None:
                 return super()._generate_and_score_completions(inputs)
-            with injection.during("rollout"):
+            with run.injection.during("rollout"):
                 return super()._generate_and_score_completions(inputs)
 
     def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
@@ -50,27 +34,30 @@ def train_grpo(
         return [float(text.strip() == right) for text, right in zip(texts, answer, strict=True)]
 
     data = datasets.Dataset.from_dict(
-        {"prompt": [problem.messages for problem in train], "answer": [problem.answer for problem in train]}
+        {
+            "prompt": [problem.messages for problem in run.problems],
+            "answer": [problem.answer for problem in run.problems],
+        }
     )
     settings = GRPOConfig(
-        **common_settings(recipe, seed, folder, on_host),
+        **run.common_settings(),
         bf16=False,
-        per_device_train_batch_size=recipe.prompts * recipe.completions,
-        num_generations=recipe.completions,
-        max_completion_length=recipe.new_tokens,
+        per_device_train_batch_size=run.recipe.prompts * run.recipe.completions,
+        num_generations=run.recipe.completions,
+        max_completion_length=run.recipe.new_tokens,
         gradient_checkpointing=False,
     )
     trainer = Trainer(
-        model=model,
+        model=run.model,
         reward_funcs=reward,
         args=settings,
         train_dataset=data,
-        processing_class=tokenizer,
-        callbacks=[StepCallback(injection, note)],
+        processing_class=run.tokenizer,
+        callbacks=run.callbacks(),
     )
-    counting = model.register_forward_pre_hook(count_from_the_first_token, with_kwargs=True)
+    counting = run.model.register_forward_pre_hook(count_from_the_first_token, with_kwargs=True)
     try:
-        run(trainer, injection, folder)
+        run.train_with(trainer)
     finally:
         counting.remove()
 

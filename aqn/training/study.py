@@ -22,6 +22,7 @@ from aqn.injection import Injection, inject
 from aqn.training.arms import BASELINE, Fault, arm_config, require_arms
 from aqn.training.grpo import require_trl, train_grpo
 from aqn.training.recipe import Problems, Recipe, bundled_problems
+from aqn.training.run import TrainingRun
 from aqn.training.supervised import train_supervised
 from hal.backend import TorchBackend
 from hal.bundled.arithmetic import Problem
@@ -160,9 +161,8 @@ def _train(
 
     method = train_grpo if recipe.method == "grpo" else train_supervised
     with _no_bars(), _noise(model, config, backend, recipe) as injection:
-        method(
-            model, loaded.tokenizer, train, recipe, seed, checkpoints, injection, note, isinstance(backend, HostBackend)
-        )
+        on_host = isinstance(backend, HostBackend)
+        method(TrainingRun(model, loaded.tokenizer, train, recipe, seed, checkpoints, injection, note, on_host))
     trained = max(len(curve.new), 1)
     record["curve"], record["seconds"] = curve.all(), (time.monotonic() - started) / trained
     if injection is not None:

@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from aqn.injection import Injection
-from aqn.training.callback import StepCallback
-from aqn.training.recipe import Recipe
-from aqn.training.run import common_settings, run
+from aqn.training.run import TrainingRun
 from hal.bundled.arithmetic import Problem
 
 _IGNORED = -100
 
 
-def train_supervised(
-    model: Any,
-    tokenizer: Any,
-    train: Sequence[Problem],
-    recipe: Recipe,
-    seed: int,
-    folder: Path,
-    injection: Injection | None,
-    note: Callable[[int, dict[str, float]], None],
-    on_host: bool,
-) -> None:
-    """Train `model` in place to predict the answers (not the questions); a checkpoint in `folder` from an interrupted
-    run is taken up.
-    """
+def train_supervised(run: TrainingRun) -> None:
+    """Train to predict the answers (not the questions); a checkpoint from an interrupted run is taken up."""
     from transformers import Trainer, TrainingArguments
 
     settings = TrainingArguments(
-        **common_settings(recipe, seed, folder, on_host),
-        per_device_train_batch_size=recipe.prompts,
+        **run.common_settings(),
+        per_device_train_batch_size=run.recipe.prompts,
         dataloader_pin_memory=False,
     )
     trainer = Trainer(
-        model=model,
+        model=run.model,
         args=settings,
-        train_dataset=[_example(problem, tokenizer) for problem in train],
-        data_collator=lambda rows: _collate(rows, tokenizer.pad_token_id),
-        callbacks=[StepCallback(injection, note)],
+        train_dataset=[_example(problem, run.tokenizer) for problem in run.problems],
+        data_collator=lambda rows: _collate(rows, run.tokenizer.pad_token_id),
+        callbacks=run.callbacks(),
     )
-    run(trainer, injection, folder)
+    run.train_with(trainer)
 
 
 def _example(problem: Problem, tokenizer: Any) -> dict[str, list[int]]:

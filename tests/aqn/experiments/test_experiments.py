@@ -17,11 +17,11 @@ from aqn.experiments.comparison import (
     PRUNED,
     SURVIVAL,
     TARGETED,
-    Plan,
     run_comparison,
 )
 from aqn.experiments.gradient_flow import COSINE, ZEROS, run_gradient_flow
 from aqn.experiments.overhead import NONE, RATIO, run_overhead
+from aqn.experiments.plan import Plan
 from aqn.experiments.result import Cell, Result
 from aqn.experiments.robustness import run_robustness
 from aqn.experiments.systematic import NEAREST, TRUNCATION, cut, run_systematic
