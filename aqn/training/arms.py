@@ -9,6 +9,7 @@ from typing import Any, Final
 from aqn.config import AqnConfig
 from hal.errors import UsageError
 
+BEFORE: Final = "untrained"  # the model as it came, beside the arms
 BASELINE: Final = "baseline"
 ARMS: Final = (BASELINE, "noise", "global_decay", "epoch_aware", "guided", "uniform", "targeted")
 PHASES: Final = ("rollout", "actor_forward")

@@ -49,9 +49,11 @@ def train_command(
     quiet: option.Quiet = False,
 ) -> int:
     """Train under a dead zone with and without noise, several seeds each, and compare. Resumable."""
+    from aqn.training.curve import curves
     from aqn.training.data import file_problems
+    from aqn.training.execute import run_study
     from aqn.training.recipe import bundled_problems
-    from aqn.training.study import Study, curves, run_study
+    from aqn.training.study import Study
 
     if method not in ("grpo", "supervised"):
         raise UsageError(f"method '{method}' is unknown: choose grpo or supervised")

@@ -6,8 +6,7 @@ import random
 from pathlib import Path
 
 from aqn.experiments.subject import question_and_answer, read_rows
-from aqn.training.recipe import Problems, Recipe
-from aqn.training.study import ProblemSource
+from aqn.training.recipe import Problems, ProblemSource, Recipe
 from hal.bundled.arithmetic import Problem
 from hal.errors import UsageError
 

@@ -12,8 +12,9 @@ from rich.console import Console
 from aqn import command_options as option
 from aqn.experiments.result import Result, require_output
 from aqn.training.arms import BASELINE, LAYER_OUTPUT, Fault
+from aqn.training.execute import run_study
 from aqn.training.recipe import Recipe
-from aqn.training.study import Study, run_study
+from aqn.training.study import Study
 from hal.backend import TorchBackend
 from hal.bundled import model_dir
 from hal.errors import UsageError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,9 @@ class Problems:
     train: list[Problem]
     held_out: list[Problem]
     elsewhere: list[Problem]
+
+
+ProblemSource = Callable[[Recipe, int], Problems]
 
 
 def bundled_problems(recipe: Recipe, seed: int) -> Problems:

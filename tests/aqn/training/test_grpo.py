@@ -7,8 +7,9 @@ import json
 import pytest
 
 from aqn.training.arms import Fault
+from aqn.training.execute import run_study
 from aqn.training.recipe import Recipe
-from aqn.training.study import Study, run_study
+from aqn.training.study import Study
 from hal.bundled import model_dir
 from hal.registry import get_backend
 

@@ -8,10 +8,14 @@ import pytest
 import torch
 
 from aqn.config import AqnConfig
-from aqn.training.arms import ARMS, Fault, arm_config, require_arms
+from aqn.training.accuracy import FAULTY
+from aqn.training.arms import ARMS, BEFORE, Fault, arm_config, require_arms
+from aqn.training.comparison import SECONDS
+from aqn.training.curve import curves
 from aqn.training.data import file_problems
+from aqn.training.execute import run_study
 from aqn.training.recipe import Recipe, bundled_problems
-from aqn.training.study import BEFORE, FAULTY, SECONDS, Study, curves, run_study
+from aqn.training.study import Study
 from hal.bundled import model_dir
 from hal.errors import UsageError
 from hal.registry import get_backend
