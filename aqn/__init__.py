@@ -3,8 +3,9 @@
 from aqn.config import AqnConfig
 from aqn.deadzone import DeadzoneInjector, DeadzoneMatMul
 from aqn.guide import guide
+from aqn.hits import Hit
 from aqn.hookspecs import hookimpl
-from aqn.injection import Hit, Injection, inject
+from aqn.injection import Injection, inject
 from aqn.schedule_registry import schedule
 
 __all__ = [

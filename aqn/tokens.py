@@ -4,10 +4,14 @@ sequence and not on the batch around it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+
+from hal.errors import HookError
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,33 @@ def token_rows(positions: torch.Tensor, batch: int) -> TokenRows:
     unique, place = torch.unique(table, return_inverse=True)
     first, last = unique[[0, -1]].tolist()
     return TokenRows(rows, length, unique, place.expand(rows, -1), first, last - first == unique.numel() - 1)
+
+
+class PassTokens:
+    """The tokens of the forward pass under way: `rows`, None before the first."""
+
+    def __init__(self) -> None:
+        self.rows: TokenRows | None = None
+        self._positions: torch.Tensor | None = None
+
+    def read_from(self, layer: int, first: bool) -> Callable[..., None]:
+        """What takes them from the arguments of each call of `layer`; `first` says that a pass begins there. A call
+        without a floating-point activation is a HookError.
+        """
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = kwargs.get("hidden_states")
+            if not isinstance(hidden, torch.Tensor):
+                hidden = next((v for v in args if isinstance(v, torch.Tensor) and v.is_floating_point()), None)
+            if hidden is None:
+                raise HookError(f"layer {layer} was called without a floating-point activation: its tokens are unknown")
+            positions = layer_positions(hidden, args, kwargs, layer)
+            batch = int(hidden.shape[0]) if hidden.dim() > 2 else 1
+            # Every layer of a pass gets the same tensor; looking into it makes the host wait for the device.
+            if first or positions is not self._positions or self.rows is None or self.rows.batch != batch:
+                self.rows, self._positions = token_rows(positions, batch), positions
+
+        return note
 
 
 def layer_positions(hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from aqn.injection import Hit
+from aqn.hits import Hit
 from hal.errors import EngineError
 
 

@@ -15,7 +15,8 @@ import torch
 from transformers import TrainerCallback
 
 from aqn.config import AqnConfig
-from aqn.injection import Hit, Injection
+from aqn.hits import Hit
+from aqn.injection import Injection
 from hal.errors import EngineError
 
 

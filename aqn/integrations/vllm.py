@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from aqn.config import AqnConfig
-from aqn.injection import Hit
+from aqn.hits import Hit
 from aqn.integrations import worker
 from aqn.integrations.counting import merge_counts, survival
 from hal.engines.vllm import VllmEngine

@@ -12,6 +12,7 @@ import aqn
 from aqn import AqnConfig, Hit
 from aqn.config import MODES
 from hal.errors import HookError, UsageError
+from hal.hooks import Hooks
 from tests.conftest import CARRYING, FAMILIES, random_model
 
 LINEARS = 7  # of a Qwen2 layer
@@ -282,7 +283,14 @@ def test_outputs_and_weights_come_back_after_an_exception_in_the_middle_of_a_ste
 
 def test_nothing_is_left_when_attaching_fails(model, ids, configure, monkeypatch):
     expected = model(ids).logits
-    monkeypatch.setattr(aqn.Injection, "_output_noise", lambda *_: 1 / 0)
+    transform = Hooks.transform
+
+    def fails_at_the_last(hooks, site, function):
+        transform(hooks, site, function)
+        if site.endswith("2"):
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(Hooks, "transform", fails_at_the_last)
     with pytest.raises(ZeroDivisionError), aqn.inject(model, configure(kind="layer", sigma=0.1)):
         pass
     assert_clean(model, ids, expected)

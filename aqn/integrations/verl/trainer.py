@@ -10,7 +10,7 @@ from omegaconf import open_dict
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from aqn.injection import Hit
+from aqn.hits import Hit
 from aqn.integrations import worker as beside_the_model
 from aqn.integrations.counting import agreed, merge_counts, survival
 from aqn.integrations.verl import host
