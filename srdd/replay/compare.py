@@ -20,8 +20,9 @@ from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_i
 from srdd.replay.drift import rounding_drift
 from srdd.replay.module import Replay, overflown, replay_module
 
-DRAWS = (2, 4, 8, 24, 48)  # few draws may understate an element's spread several times: they may acquit, not accuse
+DRAWS = (4, 6, 8, 24, 48)  # few draws may understate an element's spread several times: they may acquit, not accuse
 FEW = DRAWS[:3]  # where a module is known to differ
+CLEARLY = 0.5  # of the allowance: by no more do fewer than eight draws, which may overstate it too, acquit
 LAST_ROUNDINGS = 2.0  # and two roundings of the result itself, for kernels that fuse what the host does in steps
 
 
@@ -125,11 +126,11 @@ def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer
         # Whatever was computed has a spread of one rounding at least, so its share of the whole allowance is known.
         return no_violation(worst * LAST_ROUNDINGS / (LAST_ROUNDINGS + WIDTH), values[0].expected.shape[-1])
     for number in draws:
-        if worst <= 1:
-            break
         spreads = [_rows(spread) for spread in replay.spread(number) if spread.numel()]
         violations = [entry.violation(spread) for entry, spread in zip(values, spreads, strict=True)]
         worst = max(violations)
+        if worst <= (CLEARLY if number < FEW[-1] else 1):
+            break
     index = violations.index(worst)
     return values[index].transfer(spreads[index])
 
