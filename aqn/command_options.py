@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,11 @@ def integers(text: str, option: str) -> list[int]:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise UsageError(f"{option} {text}: give whole numbers separated by commas") from None
+
+
+def this_command() -> str:
+    """The command that is being run, for the record."""
+    return " ".join(["python -m aqn", *sys.argv[1:]])
 
 
 def wide_console() -> Console:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,15 +21,18 @@ from aqn.command_options import (
     counted,
     integers,
     numbers,
+    this_command,
     wide_console,
 )
 from aqn.experiments.comparison import run_comparison
 from aqn.experiments.gradient_flow import run_gradient_flow
+from aqn.experiments.output import require_output, save
 from aqn.experiments.overhead import run_overhead
 from aqn.experiments.plan import Plan
-from aqn.experiments.result import Result, require_output
+from aqn.experiments.result import Result
 from aqn.experiments.subject import Subject, load_subject
 from aqn.experiments.systematic import run_systematic
+from aqn.experiments.tables import show
 from hal.errors import UsageError
 from hal.registry import get_backend
 
@@ -48,11 +50,11 @@ Task = Annotated[str, typer.Option(help="Task of the bundled model: arithmetic o
 def finish(result: Result, out: Path | None, quiet: bool) -> int:
     """Print the result, and save it with the command that made it."""
     if not quiet:
-        result.show(wide_console())
+        show(result, wide_console())
     if out is not None:
         require_output(out)
-        result.options["command"] = " ".join(["python -m aqn", *sys.argv[1:]])
-        for path in result.save(out):
+        result.options["command"] = this_command()
+        for path in save(result, out):
             if not quiet:
                 wide_console().print(f"written: {path}", highlight=False)
     return 0

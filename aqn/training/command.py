@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,8 @@ import typer
 
 from aqn import command_options as option
 from aqn.config import AqnConfig
-from aqn.experiments.result import require_output
+from aqn.experiments.output import require_output, save
+from aqn.experiments.tables import show
 from aqn.training.arms import ARMS, Fault
 from aqn.training.recipe import Recipe
 from hal.bundled import model_dir
@@ -84,12 +84,12 @@ def train_command(
     require_output(out)
     with option.counted("training", quiet) as progress:
         result = run_study(study, target, out, study.counter(progress), source)
-    result.options["command"] = " ".join(["python -m aqn", *sys.argv[1:]])
-    result.save(out)
+    result.options["command"] = option.this_command()
+    save(result, out)
     lines = curves(out, chosen, "reward" if method == "grpo" else "loss")
     _save_curves(out, lines, "reward" if method == "grpo" else "loss")
     if not quiet:
-        result.show(option.wide_console())
+        show(result, option.wide_console())
         option.wide_console().print(f"written: {out}", highlight=False)
     return 0
 

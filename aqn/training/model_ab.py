@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -10,7 +9,9 @@ import typer
 from rich.console import Console
 
 from aqn import command_options as option
-from aqn.experiments.result import Result, require_output
+from aqn.experiments.output import require_output, save
+from aqn.experiments.result import Result
+from aqn.experiments.tables import show
 from aqn.training.arms import BASELINE, LAYER_OUTPUT, Fault
 from aqn.training.execute import run_study
 from aqn.training.recipe import Recipe
@@ -87,9 +88,9 @@ def model_ab_command(
     )
     require_output(out)
     result = compare_models(study, target, out, quiet)
-    result.options["command"] = " ".join(["python -m aqn", *sys.argv[1:]])
-    result.save(out)
+    result.options["command"] = option.this_command()
+    save(result, out)
     if not quiet:
-        result.show(Console())
+        show(result, Console())
         Console().print(f"written: {out}", highlight=False)
     return 0

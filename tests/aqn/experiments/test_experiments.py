@@ -20,11 +20,13 @@ from aqn.experiments.comparison import (
     run_comparison,
 )
 from aqn.experiments.gradient_flow import COSINE, ZEROS, run_gradient_flow
+from aqn.experiments.output import save
 from aqn.experiments.overhead import NONE, RATIO, run_overhead
 from aqn.experiments.plan import Plan
 from aqn.experiments.result import Cell, Result
 from aqn.experiments.robustness import run_robustness
 from aqn.experiments.systematic import NEAREST, TRUNCATION, cut, run_systematic
+from aqn.experiments.tables import show
 from aqn.experiments.without_layer import without_layer
 from hal.errors import UsageError
 from tests.conftest import random_model
@@ -82,7 +84,7 @@ def test_a_layer_left_out_returns_its_input():
 
 def test_a_result_is_saved_as_data_page_and_plot(comparison, tmp_path):
     comparison.options["command"] = "python -m aqn experiment injection"
-    paths = comparison.save(tmp_path)
+    paths = save(comparison, tmp_path)
     assert [path.name for path in paths] == ["injection.json", "injection.md", "injection.svg"]
     document = json.loads(paths[0].read_text())
     assert document["schema"] == "aqn-experiment/1"
@@ -94,16 +96,16 @@ def test_a_result_is_saved_as_data_page_and_plot(comparison, tmp_path):
     assert paths[2].read_text().count("<svg") == 1
     again = tmp_path / "again"
     again.mkdir()
-    assert comparison.save(again)[2].read_bytes() == paths[2].read_bytes()
+    assert save(comparison, again)[2].read_bytes() == paths[2].read_bytes()
 
 
 def test_a_result_is_printed_whole(comparison):
     console = Console(width=200, record=True, quiet=True, file=None)
     with console.capture() as shown:
-        comparison.show(Console(width=200, file=console.file))
+        show(comparison, Console(width=200, file=console.file))
     console = Console(width=200)
     with console.capture() as shown:
-        comparison.show(console)
+        show(comparison, console)
     assert "Deadzone only" in shown.get()
     assert "Holm" in shown.get()
 
