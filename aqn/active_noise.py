@@ -21,8 +21,8 @@ _HEADS_FIRST = frozenset({"matmul", "bmm", "softmax", "attention"})
 
 
 class ActiveNoise:
-    """`noise` on `layers` while it is in a model. Setting `step` sets `sigma`, the base strength by the `schedule`, and
-    `sigmas`, that of each layer. `phase()` is the phase that a forward pass now belongs to, `tokens` are those it has.
+    """`noise` on `layers` while it is in a model: `sigma` is the base strength by the `schedule`, `sigmas` that of each
+    layer. `phase()` is the phase that a forward pass now belongs to, `tokens` are those it has.
     """
 
     def __init__(
@@ -38,13 +38,8 @@ class ActiveNoise:
         self._schedule = schedule
         self._step = 0
 
-    @property
-    def step(self) -> int:
-        """The current step, counted from 0."""
-        return self._step
-
-    @step.setter
-    def step(self, step: int) -> None:
+    def begin(self, step: int) -> None:
+        """Take the strengths and streams of a step, counted from 0."""
         self._step = step
         self.sigma = self._schedule(step)
         self.sigmas = {layer: self._schedule(step, layer) * self.noise.scale(layer) for layer in self.layers}

@@ -43,7 +43,6 @@ class Injection:
         epochs: int | None = None,
     ) -> None:
         self.config = config
-        self.counts: Counter[Hit] = Counter()
         self.deadzone: DeadzoneInjector | None = None
         self._model = model
         self._stack = find_layer_stack(model)
@@ -67,9 +66,12 @@ class Injection:
         wanted, schedule = noise.layers_of(depth), noise.make_schedule(steps, epochs, depth)
         # A pipeline stage carries the noise of the layers it holds.
         layers = tuple(layer for layer in wanted if layer in self._stack.present)
-        active = ActiveNoise(noise, layers, schedule, lambda: self.phase, self._tokens)
-        self.counts = active.hits.counts
-        return active
+        return ActiveNoise(noise, layers, schedule, lambda: self.phase, self._tokens)
+
+    @property
+    def counts(self) -> Counter[Hit]:
+        """How often each `Hit` was disturbed."""
+        return self._noise.hits.counts if self._noise is not None else Counter()
 
     @property
     def sigma(self) -> float:
@@ -93,7 +95,7 @@ class Injection:
         self._restore_weights()
         self._step = step
         if self._noise is not None:
-            self._noise.step = step
+            self._noise.begin(step)
         if self.deadzone is not None:
             self.deadzone.step = step
         self._apply_weights()

@@ -51,7 +51,7 @@ def compare_call(
     inner: torch.dtype | None = None,
 ) -> list[Comparison]:
     """Compare one module's own arithmetic with the device's; where it fails, its operators too. The spread is drawn
-    `draws[0]` times, and again with each further number as long as the values still seem to differ. `drift` asks
+    `draws[0]` times, and up to each further number as long as the values are not clearly within it. `drift` asks
     whether roundings lean one way, too. `inner` is the dtype that the module computes in before it rounds its result to
     `dtype`, that same if left out.
     """
