@@ -19,6 +19,7 @@ from hal.errors import ModelError
 from hal.hooks import module_at
 from hal.model_weights import WeightSource
 from hal.operators import OPERATORS, ModeScope, require_operator
+from hal.structure import dotted
 
 _HOST = torch.device("cpu")
 _on_host: ContextVar[int] = ContextVar("_on_host", default=0)
@@ -152,7 +153,7 @@ def _replace_parameters(
     module: nn.Module, site: str, road: _Road, weights: WeightSource | None, restore: ExitStack
 ) -> None:
     for prefix, part in module.named_modules():
-        place = f"{site}.{prefix}" if prefix else site
+        place = dotted(site, prefix)
         for name, parameter in list(part.named_parameters(recurse=False)):
             clean = _clean(f"{place}.{name}", parameter, weights)
             wide = nn.Parameter(road.there(clean, parameter.device), requires_grad=False)

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from torch import nn
 
+from hal.structure import dotted
+
 # As engines name the fused module, and as models name its parts.
 PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -80,7 +82,7 @@ def _names(site: str, count: int) -> list[str]:
     parts = PARTS.get(name, ())
     if len(parts) != count:
         parts = tuple(f"{name}_{index}" for index in range(count))
-    return [f"{parent}.{part}" if parent else part for part in parts]
+    return [dotted(parent, part) for part in parts]
 
 
 def _parts(sites: Sequence[str], sizes: Sequence[int], firsts: Sequence[int]) -> tuple[Part, ...]:

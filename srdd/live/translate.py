@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from hal.engines.fused import PARTS
+from hal.structure import dotted
 from srdd.replay.capture import ModuleCall, tensors_in
 
 
@@ -74,7 +75,7 @@ def _split(call: ModuleCall, parent: str, reference: Reference) -> list[ModuleCa
     taken, given = _activation(call), _first(call.output)
     found, start = [], 0
     for part in PARTS[call.name.rpartition(".")[2]]:
-        name = f"{parent}.{part}" if parent else part
+        name = dotted(parent, part)
         module: Any = reference.module(name)
         if module is None:
             return []
