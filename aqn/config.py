@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from aqn.hookspecs import Schedule
 from aqn.schedule_registry import default_registry
+from hal.documents import read_yaml, validated
 from hal.errors import UsageError
 from hal.operators import OPERATORS
 
@@ -189,10 +189,7 @@ class AqnConfig(_Section):
         """Validate a mapping; whatever is wrong with it becomes one UsageError that names key, value and rule."""
         if not isinstance(document, Mapping):
             raise UsageError(f"{source} is a {type(document).__name__}: it must be a mapping with 'aqn' or 'deadzone'")
-        try:
-            config = cls.model_validate(dict(document))
-        except ValidationError as error:
-            raise UsageError(f"{source}: {_explain(error)}") from error
+        config = validated(cls, document, source)
         if config.aqn is None and config.deadzone is None:
             raise UsageError(f"{source} has neither 'aqn' nor 'deadzone': give at least one")
         return config
@@ -200,15 +197,7 @@ class AqnConfig(_Section):
     @classmethod
     def from_yaml(cls, path: str | Path) -> AqnConfig:
         """Read the document from a YAML file; a missing, unreadable or wrong one is a UsageError."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read {path}: {error}") from error
-        try:
-            document = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-        return cls.parse(document, str(path))
+        return cls.parse(read_yaml(Path(path)), str(path))
 
     @classmethod
     def from_hydra(cls, tree: Any) -> AqnConfig:
@@ -244,24 +233,3 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
         if "layer_sigmas" in noise:
             noise["layer_sigmas"] = {int(layer): sigma for layer, sigma in noise["layer_sigmas"].items()}
     return values
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _keys(first["loc"])
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-        return f"unknown key '{place}': {hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("value_error", "missing"):
-        return f"{place}: {message}" if place else message
-    return f"{place} is {first['input']!r}: {message}"
-
-
-def _keys(place: tuple[int | str, ...]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {"deadzone": Deadzone, "aqn": Noise}
-    section = sections[str(place[0])] if len(place) > 1 else AqnConfig
-    names = [field.alias or name for name, field in section.model_fields.items()]
-    return [*names, "sigma"] if section is Noise else names

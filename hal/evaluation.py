@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _IGNORED: Final = -100  # a target that is padding
+_NUMBER: Final = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,14 @@ def completions(
         new = output[:, inputs["input_ids"].shape[1] :]
         given.extend(reply.strip() for reply in tokenizer.batch_decode(new, skip_special_tokens=True))
     return given
+
+
+def is_right(answer: str, reply: str) -> bool:
+    """Whether a reply is the answer word for word, or both end in the same number (GSM8K's "#### 42")."""
+    if reply.strip() == answer.strip():
+        return True
+    expected, given = _NUMBER.findall(answer), _NUMBER.findall(reply)
+    return bool(expected and given) and _value(expected[-1]) == _value(given[-1])
 
 
 @torch.no_grad()
@@ -118,3 +128,7 @@ def _tokens(
         return_tensors="pt",
     ).to(model.device)
     return inputs
+
+
+def _value(number: str) -> float:
+    return float(number.replace(",", ""))

@@ -12,11 +12,11 @@ from typing import Final
 
 from aqn.experiments.plan import Plan, Progress
 from aqn.experiments.result import Cell, Result, environment
-from aqn.experiments.statistics import Comparison
 from aqn.experiments.subject import Entry, Subject
 from aqn.experiments.without_layer import without_layer
 from aqn.injection import inject
 from hal.errors import UsageError
+from hal.significance import Comparison
 from hal.structure import find_layer_stack
 
 CLEAN, DEADZONE, GLOBAL, TARGETED, HEALTHY, PRUNED = (

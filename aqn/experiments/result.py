@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from aqn.experiments.statistics import Comparison, Summary, compare, correct, summarise
+from hal.significance import Comparison, Summary, compare, correct, summarise
 
 SCHEMA: Final = "aqn-experiment/1"
 

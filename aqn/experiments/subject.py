@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -18,12 +16,11 @@ from hal.bundled.arithmetic import Problem, problems
 from hal.bundled.evaluate import Accuracy, replies, text_loss
 from hal.bundled.text import passages
 from hal.errors import UsageError
+from hal.evaluation import is_right
 from hal.models import load_model
+from hal.rows import ANSWERS, QUESTIONS, question_and_answer, read_rows
 
 Task = Literal["arithmetic", "text"]
-QUESTIONS: Final = ("question", "problem", "prompt")
-ANSWERS: Final = ("answer", "solution", "reply")
-_NUMBER: Final = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -101,48 +98,6 @@ def load_subject(
     )
 
 
-def is_right(answer: str, reply: str) -> bool:
-    """Whether a reply is the answer word for word, or both end in the same number (GSM8K's "#### 42")."""
-    if reply.strip() == answer.strip():
-        return True
-    expected, given = _NUMBER.findall(answer), _NUMBER.findall(reply)
-    return bool(expected and given) and _value(expected[-1]) == _value(given[-1])
-
-
-def question_and_answer(row: dict[str, Any]) -> Problem | None:
-    """The question and answer of a row, None where it lacks either."""
-    question = next((row[key] for key in QUESTIONS if isinstance(row.get(key), str)), None)
-    answer = next((row[key] for key in ANSWERS if isinstance(row.get(key), str)), None)
-    return Problem("data", question, answer, "") if question is not None and answer is not None else None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl or .parquet file; a missing, empty or unreadable one is a UsageError."""
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise UsageError(f"data file {path} must end in .jsonl or .parquet")
-    try:
-        rows = _parquet(path) if path.suffix == ".parquet" else _jsonl(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read data file {path}: {' '.join(str(error).split())}") from error
-    if not rows:
-        raise UsageError(f"data file {path} holds no rows")
-    return rows
-
-
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UsageError("reading .parquet needs pyarrow: pip install 'srdd-hal[data]', or give .jsonl") from error
-    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-    return rows
-
-
 def _entry(row: Any, place: int, path: Path, tokenizer: Any) -> Entry:
     if not isinstance(row, dict):
         raise UsageError(f"{path} row {place} is a {type(row).__name__}: each row must be an object")
@@ -159,7 +114,3 @@ def _entry(row: Any, place: int, path: Path, tokenizer: Any) -> Entry:
         f"{path} row {place} has neither a 'text' nor a question ({'/'.join(QUESTIONS)}) with an answer "
         f"({'/'.join(ANSWERS)}); it has: {names}"
     )
-
-
-def _value(number: str) -> float:
-    return float(number.replace(",", ""))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aqn.experiments.result import Result
-from aqn.experiments.statistics import Summary
+from hal.significance import Summary
 
 
 def show(result: Result, console: Console) -> None:

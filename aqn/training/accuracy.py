@@ -10,13 +10,13 @@ import torch
 
 from aqn.config import AqnConfig
 from aqn.deadzone import DeadzoneInjector
-from aqn.experiments.subject import is_right
 from aqn.injection import inject
 from aqn.training.recipe import Problems, Recipe
 from aqn.training.study import Study
 from hal.backend import TorchBackend
 from hal.bundled.arithmetic import Problem
 from hal.bundled.evaluate import replies
+from hal.evaluation import is_right
 from hal.structure import evaluation_mode
 
 FAULTY, SOUND, NOISY, ELSEWHERE = (

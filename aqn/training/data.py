@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from aqn.experiments.subject import question_and_answer, read_rows
 from aqn.training.recipe import Problems, ProblemSource, Recipe
 from hal.bundled.arithmetic import Problem
 from hal.errors import UsageError
+from hal.rows import question_and_answer, read_rows
 
 
 def file_problems(train: Path, held_out: Path) -> ProblemSource:

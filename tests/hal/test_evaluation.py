@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hal.errors import UsageError
-from hal.evaluation import TextLoss, as_prompt, completions, text_losses
+from hal.evaluation import TextLoss, as_prompt, completions, is_right, text_losses
 from tests.conftest import byte_level_tokenizer, random_model
 
 TEXTS = ["A short text.", "", "Another one that is longer.", "x"]
@@ -58,3 +58,18 @@ def test_a_question_takes_the_chat_template_where_there_is_one(tokenizer):
     assert as_prompt(tokenizer, "2+2?") == "2+2?"
     tokenizer.chat_template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}:"
     assert as_prompt(tokenizer, "2+2?") == "<user>2+2?:"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reply", "right"),
+    [
+        ("42", " 42 ", True),
+        ("Adding gives 42.\n#### 42", "So it is 42", True),
+        ("#### 1,000", "1000.0", True),
+        ("42", "24", False),
+        ("42", "no idea", False),
+        ("yes", "yes", True),
+    ],
+)
+def test_an_answer_is_right_word_for_word_or_by_its_last_number(answer, reply, right):
+    assert is_right(answer, reply) == right

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from aqn.experiments.subject import is_right, load_subject, read_rows
+from aqn.experiments.subject import load_subject
 from hal.bundled import model_dir
 from hal.errors import UsageError
 from hal.registry import get_backend
@@ -54,15 +54,6 @@ def test_plain_text_has_a_loss_and_no_accuracy(tmp_path):
         subject.accuracy(entries)
 
 
-def test_parquet_holds_the_same(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    import pyarrow
-
-    path = tmp_path / "data.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
-    assert read_rows(path) == ROWS
-
-
 @pytest.mark.parametrize(
     ("rows", "name", "words"),
     [
@@ -77,29 +68,6 @@ def test_what_is_no_data_is_named(tmp_path, rows, name, words):
         from_file(written(tmp_path, rows, name))
 
 
-def test_a_missing_or_broken_file_is_named(tmp_path):
-    with pytest.raises(UsageError, match="cannot read"):
-        read_rows(tmp_path / "none.jsonl")
-    (tmp_path / "bad.jsonl").write_text("{")
-    with pytest.raises(UsageError, match=r"cannot read.*bad\.jsonl"):
-        read_rows(tmp_path / "bad.jsonl")
-
-
 def test_another_model_needs_its_own_data():
     with pytest.raises(UsageError, match="--model needs --data"):
         load_subject(get_backend("cpu-reference"), model_dir())
-
-
-@pytest.mark.parametrize(
-    ("answer", "reply", "right"),
-    [
-        ("42", " 42 ", True),
-        ("Adding gives 42.\n#### 42", "So it is 42", True),
-        ("#### 1,000", "1000.0", True),
-        ("42", "24", False),
-        ("42", "no idea", False),
-        ("yes", "yes", True),
-    ],
-)
-def test_an_answer_is_right_word_for_word_or_by_its_last_number(answer, reply, right):
-    assert is_right(answer, reply) == right

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from aqn.experiments.statistics import compare, correct, hedges_g, holm, summarise
 from hal.errors import UsageError
+from hal.significance import compare, correct, hedges_g, holm, summarise
 
 
 def sample(seed, count=6, mean=0.0):
@@ -80,3 +80,11 @@ def test_samples_without_spread_are_compared_as_they_are():
 def test_what_allows_no_statement_is_refused(values, words):
     with pytest.raises(UsageError, match=words):
         summarise(values)
+
+
+def test_differences_that_are_equal_but_for_their_rounding_show_nothing():
+    first, second = (0.02, 0.04), (0.04, 0.06)
+    assert 0.02 - 0.04 != 0.04 - 0.06
+    (entry,) = correct([compare("x", ("a", first), ("b", second))])
+    assert math.isnan(entry.p_paired)
+    assert entry.verdict == "not shown"
