@@ -1,0 +1,232 @@
+"""The command line: `python -m distill diagnose | train`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from distill.arms import DEFAULT, parse_arms
+from distill.config import WARM_UP, DistillConfig
+from distill.data import Data, batches, bundled_data, file_data, padding_token
+from distill.diagnosis import diagnose
+from distill.text import markdown, show_diagnosis, show_outcome
+from hal.bundled import model_dir
+from hal.command_line import run_command
+from hal.errors import UsageError
+from hal.files import require_writable, write_text
+from hal.progress_bar import progress_bar
+from hal.registry import get_backend
+
+PROGRAM = "python -m distill"
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train a smaller model by what a larger one makes inside, and see whether the losses are in proportion.",
+    epilog="Exit codes: 0 done, 2 wrong usage or input, 3 backend unavailable.",
+)
+
+Backend = Annotated[str, typer.Option(help="Backend to run on: auto, cpu-reference, cuda, npu, or a plug-in's.")]
+Device = Annotated[str | None, typer.Option(help="Device: an index, or for example npu:1.")]
+Teacher = Annotated[
+    list[Path] | None, typer.Option(help="Checkpoint directory; may be repeated; the bundled model if left out.")
+]
+Student = Annotated[
+    Path | None, typer.Option(help="Checkpoint directory; left out, a student is cut from the first teacher's layers.")
+]
+StudentLayers = Annotated[int | None, typer.Option(min=1, help="Layers of a cut student; half of the teacher's.")]
+Config = Annotated[Path | None, typer.Option(help="YAML with weights, kv, attention, cka_layers, routing.")]
+Rows = Annotated[Path | None, typer.Option(help="Questions and answers, or text: .jsonl or .parquet.")]
+Tokens = Annotated[int, typer.Option(min=8, help="Longest example, in tokens.")]
+Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code: 0 done, 2 wrong usage or input, 3 backend unavailable."""
+    return run_command(app, arguments, PROGRAM)
+
+
+@app.command("diagnose")
+def diagnose_command(
+    teacher: Teacher = None,
+    student: Student = None,
+    student_layers: StudentLayers = None,
+    config: Config = None,
+    data: Rows = None,
+    samples: Annotated[int, typer.Option(min=1, help="Batches that are measured.")] = 10,
+    batch: Annotated[int, typer.Option(min=1, help="Examples a batch.")] = 4,
+    max_tokens: Tokens = 128,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the diagnosis as JSON.")] = None,
+    backend: Backend = "auto",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    seed: Annotated[int, typer.Option(min=0, help="Which examples are drawn.")] = 0,
+    quiet: Quiet = False,
+) -> int:
+    """Measure every loss between student and teacher, what it comes to in the total, and advise on weights."""
+    from distill.measure import loss_samples
+    from distill.students import load_models
+
+    if json_file is not None:
+        require_writable(json_file)
+    chosen = _config(config)
+    if chosen.attention.source == "none":
+        # Its effect is one of the things to be seen before a training is begun.
+        chosen = chosen.model_copy(update={"attention": chosen.attention.model_copy(update={"source": "student"})})
+    target = get_backend(backend, device)
+    models = load_models(target, teacher or [model_dir()], student, student_layers, dtype)
+    drawn = _data(models.tokenizer, seed, (teacher, data, None), samples * batch, 1, max_tokens)
+    with progress_bar(quiet) as bar:
+        task = bar.add_task("losses", total=samples)
+        given = batches(drawn.train, batch, padding_token(models.tokenizer), target.device)
+        models.student.eval()
+        found = diagnose(loss_samples(models, chosen, given, partial(bar.advance, task)), chosen.weights.model_dump())
+    if json_file is not None:
+        write_text(json_file, json.dumps(found.to_json(), indent=1) + "\n")
+    if not quiet:
+        names = f"{models.names[0]} learns from {', '.join(models.names[1:])}"
+        _console().print(f"{names}; {samples} batches of {batch}", highlight=False)
+        show_diagnosis(found, _console())
+    return 0
+
+
+@app.command("train")
+def train_command(
+    out: Annotated[Path, typer.Option(help="Folder for result.json, result.md and, if asked for, students.")],
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated; the first is compared with: baseline, attention, attention-cka, "
+            "cross-entropy, shuffled."
+        ),
+    ] = ",".join(DEFAULT),
+    teacher: Teacher = None,
+    student: Student = None,
+    student_layers: StudentLayers = None,
+    config: Config = None,
+    data: Rows = None,
+    eval_data: Annotated[Path | None, typer.Option(help="Held-out rows; further ones of --data if left out.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of a run.")] = 200,
+    batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 16,
+    rate: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 5e-4,
+    evaluated: Annotated[int, typer.Option(min=1, help="Held-out examples.")] = 200,
+    max_tokens: Tokens = 512,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds; at least 5 to say anything.")] = 3,
+    save_students: Annotated[bool, typer.Option("--save-students", help="Keep the last student of each arm.")] = False,
+    backend: Backend = "auto",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    quiet: Quiet = False,
+) -> int:
+    """Train the student with less and with more of the distillation, several seeds each, and compare."""
+    from distill.comparison import Plan, compare_arms
+    from distill.students import load_models
+    from distill.training import Recipe
+
+    names, recipe = parse_arms(arms), Recipe(steps, batch, rate)
+    chosen = _with_warm_up(_config(config), steps)
+    target = get_backend(backend, device)
+    _require_folder(out)
+    teachers, rows = teacher or [model_dir()], (teacher, data, eval_data)
+    plan = Plan(
+        chosen,
+        names,
+        recipe,
+        seeds,
+        partial(load_models, target, teachers, student, student_layers, dtype),
+        lambda tokenizer, seed: _data(tokenizer, seed, rows, steps * batch, evaluated, max_tokens),
+        out if save_students else None,
+    )
+    with progress_bar(quiet) as bar, _visible_log(bar.console, quiet):
+        task = bar.add_task("training", total=seeds * len(names) * steps)
+
+        def progress(arm: str, seed: int, _step: int) -> None:
+            bar.update(task, advance=1, description=f"{arm}, seed {seed}")
+
+        outcome = compare_arms(plan, target, progress)
+    settings = {"command": _this_command(), "config": chosen.model_dump(), "recipe": asdict(recipe), "seeds": seeds}
+    write_text(out / "result.json", json.dumps(outcome.to_json(settings), indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "result.md", markdown(outcome, _this_command()))
+    if not quiet:
+        show_outcome(outcome, _console())
+        _console().print(f"written: {out}", highlight=False)
+    return 0
+
+
+def _config(path: Path | None) -> DistillConfig:
+    return DistillConfig() if path is None else DistillConfig.from_yaml(path)
+
+
+def _with_warm_up(config: DistillConfig, steps: int) -> DistillConfig:
+    """With the warm-up that was asked for, or the usual one, at most a quarter of a short run."""
+    if config.attention.warm_up_steps is not None:
+        return config
+    source = "student" if config.attention.source == "none" else config.attention.source
+    attention = config.attention.model_copy(update={"warm_up_steps": min(WARM_UP[source], steps // 4)})
+    return config.model_copy(update={"attention": attention})
+
+
+def _data(
+    tokenizer: Any,
+    seed: int,
+    given: tuple[list[Path] | None, Path | None, Path | None],
+    train: int,
+    held_out: int,
+    tokens: int,
+) -> Data:
+    teacher, path, other = given
+    if path is None:
+        if teacher is not None or other is not None:
+            raise UsageError(
+                "--teacher and --eval-data need --data FILE (.jsonl or .parquet): the bundled problems suit the "
+                "bundled model"
+            )
+        return bundled_data(tokenizer, train, held_out, seed)
+    return file_data(tokenizer, path, other, train, held_out, tokens, seed)
+
+
+def _require_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
+    require_writable(folder / "result.json")
+
+
+@contextmanager
+def _visible_log(console: Console, quiet: bool) -> Iterator[None]:
+    """Show what this package logs above the progress bar."""
+    logger, level = logging.getLogger("distill"), "CRITICAL" if quiet else "INFO"
+    handler = RichHandler(console=console, show_path=False, show_level=False, level=level)
+    before = logger.level
+    logger.setLevel("INFO")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def _console() -> Console:
+    """As wide as the terminal, and wide enough for tables where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def _this_command() -> str:
+    return " ".join([PROGRAM, *sys.argv[1:]])

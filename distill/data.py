@@ -1,0 +1,89 @@
+"""What a student is trained and measured on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hal.bundled.arithmetic import Problem, problems
+from hal.errors import UsageError
+from hal.rows import question_and_answer, read_rows
+from hal.supervised import Example, collate, example
+
+
+@dataclass(frozen=True)
+class Data:
+    """Examples for training and held-out ones, as tokens; and where all of the latter are questions, the `problems`."""
+
+    train: Sequence[Example]
+    held_out: Sequence[Example]
+    problems: Sequence[Problem] = ()
+
+
+def bundled_data(tokenizer: Any, train: int, held_out: int, seed: int) -> Data:
+    """Arithmetic problems, of which none that is held out occurs in training."""
+    asked = problems("held-out", held_out, seed)
+    return Data(
+        [example(problem, tokenizer) for problem in problems("train", train, seed)],
+        [example(problem, tokenizer) for problem in asked],
+        asked,
+    )
+
+
+def file_data(
+    tokenizer: Any, path: Path, held_out: Path | None, train: int, tested: int, tokens: int, seed: int
+) -> Data:
+    """`train` rows of `path` and `tested` of `held_out` (None: further ones of `path`), drawn by `seed`; each a
+    question with an answer, or a "text". Longer ones are cut to `tokens`. Raises UsageError for too few rows, or one
+    that is neither.
+    """
+    draw = random.Random(f"distill:{seed}")  # noqa: S311 -- reproducible, not secret
+    rows = _drawn(path, train + (tested if held_out is None else 0), draw)
+    other = rows[train:] if held_out is None else _drawn(held_out, tested, draw)
+    asked = [problem for row in other if (problem := question_and_answer(row)) is not None]
+
+    def tokenized(entries: Sequence[dict[str, Any]]) -> list[Example]:
+        return [_tokens(row, tokenizer, tokens) for row in entries]
+
+    return Data(tokenized(rows[:train]), tokenized(other), asked if len(asked) == len(other) else ())
+
+
+def batches(
+    examples: Sequence[Example], size: int, padding: int, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The examples, `size` at a time, filled with the token `padding`, on `device`."""
+    for start in range(0, len(examples), size):
+        batch = collate(examples[start : start + size], padding)
+        yield {name: value.to(device) for name, value in batch.items()}
+
+
+def padding_token(tokenizer: Any) -> int:
+    """The token to fill batches with; any will do, because it is masked."""
+    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+
+
+def _drawn(path: Path, count: int, draw: random.Random) -> list[dict[str, Any]]:
+    rows = read_rows(path)
+    if count > len(rows):
+        raise UsageError(f"{path} holds {len(rows)} rows and {count} are needed: ask for fewer batches or examples")
+    wrong = next((place for place, row in enumerate(rows, start=1) if not _usable(row)), None)
+    if wrong is not None:
+        raise UsageError(f"{path} row {wrong} is neither a question with an answer nor a 'text'")
+    return draw.sample(rows, count)
+
+
+def _usable(row: Any) -> bool:
+    return isinstance(row, dict) and (question_and_answer(row) is not None or isinstance(row.get("text"), str))
+
+
+def _tokens(row: dict[str, Any], tokenizer: Any, longest: int) -> Example:
+    problem = question_and_answer(row)
+    if problem is not None:
+        return {name: values[:longest] for name, values in example(problem, tokenizer).items()}
+    tokens = tokenizer(row["text"])["input_ids"][:longest]
+    return {"input_ids": tokens, "labels": tokens}

@@ -1,0 +1,87 @@
+"""The models of a distillation: teachers, and a student that is loaded or cut from one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from distill.layers import teacher_layer
+from hal.backend import TorchBackend
+from hal.errors import UsageError
+from hal.models import load_model
+from hal.structure import find_layer_stack
+
+
+@dataclass(frozen=True)
+class Models:
+    """A `student` in training mode and its frozen `teachers` on one device, the `tokenizer` they share, and `names`,
+    the student's first.
+    """
+
+    student: nn.Module
+    teachers: tuple[nn.Module, ...]
+    tokenizer: Any
+    names: tuple[str, ...]
+
+
+def load_models(
+    backend: TorchBackend, teachers: Sequence[Path], student: Path | None, layers: int | None, dtype: str
+) -> Models:
+    """Load the checkpoints `teachers` and `student`; without a student one is cut from the first teacher, with so many
+    `layers` (None: half of them). Raises UsageError where tokenizers differ, because the models would be compared at
+    different tokens.
+    """
+    loaded = [load_model(directory, backend, dtype) for directory in teachers]
+    teacher = loaded[0]
+    name = f"{teacher.directory.name} cut"
+    if student is not None:
+        if layers is not None:
+            raise UsageError(f"--student-layers {layers} cuts a student from the teacher, and --student brings one")
+        made = load_model(student, backend, dtype)
+        loaded.append(made)
+        pupil, name = made.model, made.directory.name
+    else:
+        pupil = shallower(teacher.model, layers)
+    for entry in loaded:
+        if entry.tokenizer is None:
+            raise UsageError(f"{entry.directory} has no tokenizer: distillation works on text")
+        if entry.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():  # type: ignore[union-attr]  # checked just before
+            raise UsageError(
+                f"{entry.directory} and {teacher.directory} have different tokenizers: student and teachers must share "
+                "one"
+            )
+    frozen = tuple(entry.model.requires_grad_(False) for entry in loaded[: len(teachers)])
+    names = (name, *(entry.directory.name for entry in loaded[: len(teachers)]))
+    return Models(pupil.train().requires_grad_(True), frozen, teacher.tokenizer, names)
+
+
+def shallower(teacher: Any, layers: int | None = None) -> nn.Module:
+    """A student of the teacher's class and width with `layers` of its layers (None: half), evenly spaced and its last
+    one among them, and everything around them. Raises UsageError for a number that leaves none, or none out.
+    """
+    stack = find_layer_stack(teacher)
+    number = max(1, len(stack) // 2) if layers is None else layers
+    if not 1 <= number < len(stack):
+        raise UsageError(f"{number} student layers: the teacher has {len(stack)}, choose 1 to {len(stack) - 1}")
+    kept = [teacher_layer(layer, number, len(stack)) for layer in range(number)]
+    config = copy.deepcopy(teacher.config)
+    config.num_hidden_layers = number
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer] for layer in kept]
+    student: nn.Module = type(teacher)(config)
+    places = {stack.site(old): stack.site(new) for new, old in enumerate(kept)}
+    weights = {}
+    for name, value in teacher.state_dict().items():
+        layer = stack.layer_of(name)
+        if layer is None:
+            weights[name] = value
+        elif stack.site(layer) in places:
+            weights[places[stack.site(layer)] + name.removeprefix(stack.site(layer))] = value
+    student.load_state_dict(weights)
+    first = next(iter(teacher.parameters()))
+    return student.to(first.device, first.dtype).train(teacher.training)

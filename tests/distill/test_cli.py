@@ -1,0 +1,73 @@
+"""The command line: what it prints and writes, what it refuses in one line, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from distill.cli import main
+from hal.bundled import model_dir
+
+HOST = ["--backend", "cpu-reference"]
+
+
+def test_a_diagnosis_is_printed_and_written(tmp_path, capsys):
+    path = tmp_path / "diagnosis.json"
+    assert main(["diagnose", *HOST, "--samples", "3", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "qwen2-arithmetic-12l cut learns from qwen2-arithmetic-12l; 3 batches of 4" in printed
+    assert "attention weighting changes the loss of keys and values by" in printed
+    document = json.loads(path.read_text())
+    assert set(document["scales"]) == {"ce", "kv", "kv_weighted", "codi", "cka"}
+    assert any(line.startswith("CKA: ") for line in document["advice"])
+
+
+def test_advice_that_is_taken_is_not_given_again(tmp_path):
+    path, config = tmp_path / "diagnosis.json", tmp_path / "distill.yaml"
+    config.write_text("weights: {cka: 0.6}\n")
+    assert main(["diagnose", *HOST, "--config", str(config), "--json", str(path), "--quiet"]) == 0
+    assert not any(line.startswith("CKA") for line in json.loads(path.read_text())["advice"])
+
+
+def test_a_teacher_and_data_of_ones_own(tmp_path, capsys):
+    data = tmp_path / "data.jsonl"
+    rows = [{"question": f"What is {at}+2?", "answer": str(at + 2)} for at in range(20)]
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    models = ["--teacher", str(model_dir()), "--teacher", str(model_dir()), "--student", str(model_dir())]
+    assert main(["diagnose", *HOST, *models, "--data", str(data), "--samples", "2"]) == 0
+    assert "learns from qwen2-arithmetic-12l, qwen2-arithmetic-12l" in capsys.readouterr().out
+
+
+def test_a_training_is_compared_and_written(tmp_path, capsys):
+    options = ["--steps", "4", "--batch", "4", "--seeds", "2", "--evaluated", "10", "--arms", "baseline,shuffled"]
+    assert main(["train", *HOST, *options, "--out", str(tmp_path / "out"), "--save-students"]) == 0
+    assert "shuffled" in capsys.readouterr().out
+    document = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert document["settings"]["recipe"] == {"steps": 4, "batch": 4, "rate": 5e-4}
+    assert document["arms"] == ["baseline", "shuffled"]
+    assert (tmp_path / "out" / "result.md").read_text().startswith("# Distillation")
+    assert (tmp_path / "out" / "shuffled" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "code"),
+    [
+        (["diagnose", "--teacher", "nowhere"], "nowhere", 2),
+        (["diagnose", "--student-layers", "12"], "choose 1 to 11", 2),
+        (["diagnose", "--config", "none.yaml"], "cannot read none.yaml", 2),
+        (["diagnose", "--json", "no/where.json"], "cannot write no/where.json", 2),
+        (["diagnose", "--teacher", str(model_dir())], "need --data FILE", 2),
+        (["diagnose", "--backend", "tpu"], "tpu", 2),
+        (["train", "--out", "x", "--arms", "kd"], "arms 'kd'", 2),
+        (["train"], "Missing option '--out'", 2),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments, words, code, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    backend = [] if "--backend" in arguments else HOST
+    assert main([*arguments, *backend]) == code
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,73 @@
+"""What students are trained and measured on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from distill.data import batches, bundled_data, file_data, padding_token
+from hal.bundled import model_dir
+from hal.errors import UsageError
+from hal.models import read_tokenizer
+from hal.supervised import IGNORED
+
+TOKENIZER = read_tokenizer(model_dir(), False)
+
+
+def written(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def questions(number, start=0):
+    return [{"question": f"What is {at}+1?", "answer": str(at + 1)} for at in range(start, start + number)]
+
+
+def test_the_bundled_problems_that_are_held_out_are_not_in_training():
+    data = bundled_data(TOKENIZER, 50, 20, seed=0)
+    shown = {tuple(row["input_ids"]) for row in data.train}
+    assert len(data.train) == 50
+    assert not any(tuple(row["input_ids"]) in shown for row in data.held_out)
+    assert len(data.problems) == 20
+
+
+def test_a_file_is_divided_into_what_is_trained_on_and_what_is_not(tmp_path):
+    path = written(tmp_path / "data.jsonl", questions(10))
+    data = file_data(TOKENIZER, path, None, 6, 4, 64, seed=0)
+    assert (len(data.train), len(data.held_out), len(data.problems)) == (6, 4, 4)
+    texts = [TOKENIZER.decode(row["input_ids"]) for row in (*data.train, *data.held_out)]
+    assert len(set(texts)) == 10
+    assert data != file_data(TOKENIZER, path, None, 6, 4, 64, seed=1)
+
+
+def test_held_out_rows_may_have_a_file_of_their_own(tmp_path):
+    path, other = (written(tmp_path / f"{at}.jsonl", questions(5, at)) for at in (0, 100))
+    data = file_data(TOKENIZER, path, other, 5, 5, 64, seed=0)
+    assert {problem.question for problem in data.problems} == {row["question"] for row in questions(5, 100)}
+
+
+def test_text_is_predicted_whole_and_cut(tmp_path):
+    rows = [{"text": "Water boils at 100 degrees."}, {"text": "The letter lies in the drawer, unopened."}]
+    data = file_data(TOKENIZER, written(tmp_path / "data.jsonl", rows), None, 1, 1, 10, seed=0)
+    assert data.train[0]["labels"] == data.train[0]["input_ids"]
+    assert len(data.train[0]["input_ids"]) == 10
+    assert data.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "train", "words"),
+    [(questions(3), 3, "holds 3 rows and 4 are needed"), ([*questions(3), {"query": "x"}], 2, "row 4 is neither")],
+)
+def test_too_few_or_other_rows_are_named(tmp_path, rows, train, words):
+    with pytest.raises(UsageError, match=words):
+        file_data(TOKENIZER, written(tmp_path / "data.jsonl", rows), None, train, 1, 64, seed=0)
+
+
+def test_batches_are_filled_with_what_does_not_count():
+    rows = [{"input_ids": [4, 5, 6], "labels": [4, 5, 6]}, {"input_ids": [7], "labels": [7]}] * 2
+    made = list(batches(rows, 3, padding_token(TOKENIZER), torch.device("cpu")))
+    assert [len(batch["input_ids"]) for batch in made] == [3, 1]
+    assert made[0]["labels"][1].tolist() == [7, IGNORED, IGNORED]
+    assert made[0]["attention_mask"].sum() == 7

@@ -1,0 +1,115 @@
+"""Students learn by each arm, and what is said of them is what was measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distill.arms import ARMS, parse_arms
+from distill.comparison import BEFORE, Outcome, Plan, compare_arms
+from distill.config import DistillConfig
+from distill.data import bundled_data
+from distill.held_out import ACCURACY, AGREEMENT, LOSS, held_out
+from distill.students import Models, load_models
+from distill.text import markdown, statements
+from distill.training import Recipe, train_student
+from hal.bundled import model_dir
+from hal.errors import UsageError
+from hal.models import load_model
+from hal.registry import get_backend
+
+HOST = get_backend("cpu-reference")
+
+
+def fresh():
+    return load_models(HOST, [model_dir()], None, 6, "float32")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return bundled_data(fresh().tokenizer, 160, 40, seed=0)
+
+
+def test_every_loss_goes_down_and_the_teacher_stays(data):
+    models = fresh()
+    before = [entry.clone() for entry in models.teachers[0].parameters()]
+    noted = []
+    config = DistillConfig.parse({"attention": {"source": "student", "warm_up_steps": 5}, "weights": {"cka": 1.0}})
+    train_student(models, config, data, Recipe(20, 8, 1e-3), HOST, 0, lambda step, losses: noted.append((step, losses)))
+    assert [step for step, _ in noted] == list(range(20))
+    first, last = noted[0][1], noted[-1][1]
+    assert set(first) == {"total", "ce", "kv", "kv_weighted", "codi", "cka"}
+    assert all(last[name] < first[name] for name in first)
+    assert all(torch.equal(*pair) for pair in zip(before, models.teachers[0].parameters(), strict=True))
+
+
+def test_a_run_is_repeated_to_the_bit(data):
+    ends = []
+    for _ in range(2):
+        models = fresh()
+        train_student(models, DistillConfig(), data, Recipe(3, 8, 1e-3), HOST, 4, lambda _step, _losses: None)
+        ends.append([entry.detach().clone() for entry in models.student.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
+
+
+def test_a_teacher_agrees_with_itself_and_is_right(data):
+    teacher = load_model(model_dir(), HOST, "float32")
+    models = Models(teacher.model, (teacher.model,), teacher.tokenizer, ("itself", "itself"))
+    found = held_out(models, data, 16)
+    assert found[AGREEMENT] == 1
+    assert found[ACCURACY] > 0.8
+    assert found[LOSS] < 0.2
+
+
+def test_arms_are_compared_with_the_first_and_the_last_student_is_kept(tmp_path):
+    plan = Plan(
+        DistillConfig(),
+        ("baseline", "attention"),
+        Recipe(4, 4, 1e-3),
+        2,
+        fresh,
+        lambda tokenizer, seed: bundled_data(tokenizer, 16, 10, seed),
+        tmp_path,
+    )
+    told = []
+    outcome = compare_arms(plan, HOST, lambda arm, seed, step: told.append((arm, seed, step)))
+    assert told[-1] == ("attention", 1, 4)
+    assert len(told) == 16
+    assert set(outcome.values) == {BEFORE, "baseline", "attention"}
+    assert all(len(values) == 2 for measures in outcome.values.values() for values in measures.values())
+    assert outcome.values["baseline"][LOSS][0] < outcome.values[BEFORE][LOSS][0]
+    assert "kv_weighted" in outcome.terms["attention"]
+    assert "kv_weighted" not in outcome.terms["baseline"]
+    pairs = {(entry.first, entry.second) for entry in outcome.comparisons}
+    assert pairs == {("attention", "baseline"), ("baseline", BEFORE)}
+    assert len(load_model(tmp_path / "attention", HOST).model.model.layers) == 6
+    page = markdown(outcome, "python -m distill train")
+    assert "| attention | " in page
+    assert "comparisons show no difference" in statements(outcome)[-1]
+    assert outcome.to_json({})["schema"] == "distill-training/1"
+
+
+def test_each_arm_asks_for_what_its_name_says():
+    made = {name: change(DistillConfig()) for name, change in ARMS.items()}
+    assert made["baseline"].attention.source == "none"
+    assert made["baseline"].weights.cka == 0
+    assert made["attention"].attention.source == "student"
+    assert made["attention"].weights.cka == 0
+    assert made["attention-cka"].weights.cka == 0.05
+    assert not any(made["cross-entropy"].weights.model_dump().values())
+    assert made["shuffled"].kv.shuffled
+    teacher = DistillConfig.parse({"attention": {"source": "teacher"}})
+    assert ARMS["attention"](teacher).attention.source == "teacher"
+
+
+def test_unknown_arms_are_refused():
+    assert parse_arms("baseline, shuffled") == ("baseline", "shuffled")
+    for text in ("", "baseline,kd"):
+        with pytest.raises(UsageError, match="choose one or more of baseline"):
+            parse_arms(text)
+
+
+def test_one_seed_is_shown_and_compared_with_nothing():
+    outcome = Outcome(("baseline",), {BEFORE: {LOSS: [2.0]}, "baseline": {LOSS: [1.0]}})
+    assert statements(outcome) == []
+    assert "| baseline | 1.0000 |" in markdown(outcome, "")
