@@ -22,7 +22,10 @@ def last_positions(counted: torch.Tensor, number: int) -> torch.Tensor:
     """The positions [batch, number] of the last tokens that are `counted` [batch, tokens], in order; in rows that have
     fewer, others stand in front.
     """
-    return torch.argsort(counted.int(), dim=1, stable=True)[:, counted.shape[1] - number :]
+    tokens = counted.shape[1]
+    # Counted ones behind all others, each kind in order. As floats: accelerators sort integers on their host processor.
+    order = torch.arange(tokens, device=counted.device) + tokens * counted.float()
+    return order.topk(number, dim=1).indices.flip(1)
 
 
 def at(tensor: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -211,7 +211,7 @@ def _require_folder(folder: Path) -> None:
 def _visible_log(console: Console, quiet: bool) -> Iterator[None]:
     """Show what this package logs above the progress bar."""
     logger, level = logging.getLogger("distill"), "CRITICAL" if quiet else "INFO"
-    handler = RichHandler(console=console, show_path=False, show_level=False, level=level)
+    handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False, level=level)
     before = logger.level
     logger.setLevel("INFO")
     logger.addHandler(handler)

@@ -11,7 +11,8 @@ from hal.errors import UsageError
 
 def codi_loss(student: torch.Tensor, teacher: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     """The mean squared distance of hidden states [batch, tokens, width] over the tokens that are `counted` [batch,
-    tokens] (CODI, Shen et al. 2025, arXiv 2502.21074, aligns the states before the answer). Raises UsageError where the widths differ: project the student's first.
+    tokens] (CODI, Shen et al. 2025, arXiv 2502.21074, aligns the states before the answer). Raises UsageError where the
+    widths differ: project the student's first.
     """
     if student.shape != teacher.shape:
         raise UsageError(

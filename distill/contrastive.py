@@ -21,8 +21,7 @@ def pooled(hidden: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
 def contrastive_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float = TEMPERATURE) -> torch.Tensor:
     """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) of one vector an example, both [batch, width]: the student's
     must be more similar, by cosine over `temperature`, to the teacher's of the same example than to the others'. It is
-    ln(batch) where all are alike. Raises UsageError for a batch of one or
-    different shapes.
+    ln(batch) where all are alike. Raises UsageError for a batch of one or different shapes.
     """
     if student.shape != teacher.shape or student.shape[0] < 2:
         raise UsageError(

@@ -21,11 +21,10 @@ def kv_loss(
     alpha: float = 1.0,
     weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The mean distance of `student` from `teacher`, both [batch, tokens, width], keys or values.
-    `weights` [batch, tokens] say how much each token counts, 0 for padding; the sum is divided by theirs,
-    so that equal weights of any size are no weights (divided by the number of elements, weights that sum to 1 would
-    shrink the loss by the sequence length). "smooth_l1_alpha" is smooth L1 times `alpha`. Raises UsageError for shapes
-    that differ.
+    """The mean distance of `student` from `teacher`, both [batch, tokens, width], keys or values. `weights` [batch,
+    tokens] say how much each token counts, 0 for padding; the sum is divided by theirs, so that equal weights of any
+    size are no weights (divided by the number of elements, weights that sum to 1 would shrink the loss by the sequence
+    length). "smooth_l1_alpha" is smooth L1 times `alpha`. Raises UsageError for shapes that differ.
     """
     if student.shape != teacher.shape:
         raise UsageError(

@@ -45,9 +45,10 @@ class Terms:
 
 class Objective(nn.Module):
     """The losses of `config` between a student and its teachers, called with a pass of each over the same tokens; no
-    gradient reaches a teacher. Where widths differ the student's are projected to the teacher's; projections and a learnable routing are its parameters,
-    to be trained with the student and thrown away afterwards. `student` and `teachers` are one pass of each, off which
-    widths are read. Raises UsageError where teachers, layers or weights do not fit.
+    gradient reaches a teacher. Where widths differ the student's are projected to the teacher's; projections and a
+    learnable routing are its parameters, to be trained with the student and thrown away afterwards. `student` and
+    `teachers` are one pass of each, off which widths are read. Raises UsageError where teachers, layers or weights do
+    not fit.
     """
 
     def __init__(self, config: DistillConfig, student: ForwardPass, teachers: Sequence[ForwardPass]) -> None:
