@@ -26,7 +26,7 @@ from aqn.command_options import (
 )
 from aqn.experiments.comparison import run_comparison
 from aqn.experiments.gradient_flow import run_gradient_flow
-from aqn.experiments.output import require_output, save
+from aqn.experiments.output import save
 from aqn.experiments.overhead import run_overhead
 from aqn.experiments.plan import Plan
 from aqn.experiments.result import Result
@@ -34,6 +34,7 @@ from aqn.experiments.subject import Subject, load_subject
 from aqn.experiments.systematic import run_systematic
 from aqn.experiments.tables import show
 from hal.errors import UsageError
+from hal.files import require_folder
 from hal.registry import get_backend
 
 application = typer.Typer(
@@ -52,7 +53,7 @@ def finish(result: Result, out: Path | None, quiet: bool) -> int:
     if not quiet:
         show(result, wide_console())
     if out is not None:
-        require_output(out)
+        require_folder(out)
         result.options["command"] = this_command()
         for path in save(result, out):
             if not quiet:
@@ -69,7 +70,7 @@ def _run(
     **named: Any,
 ) -> int:
     if out is not None:
-        require_output(out)
+        require_folder(out)
     with counted(experiment.__name__.removeprefix("run_"), quiet) as progress:
         result = experiment(subject, *arguments, progress=progress, **named)
     return finish(result, out, quiet)

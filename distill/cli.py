@@ -24,7 +24,7 @@ from distill.text import markdown, show_diagnosis, show_outcome
 from hal.bundled import model_dir
 from hal.command_line import run_command
 from hal.errors import UsageError
-from hal.files import require_writable, write_text
+from hal.files import require_folder, require_writable, write_text
 from hal.progress_bar import progress_bar
 from hal.registry import get_backend
 
@@ -89,7 +89,7 @@ def diagnose_command(
         chosen = chosen.model_copy(update={"attention": chosen.attention.model_copy(update={"source": "student"})})
     target = get_backend(backend, device)
     models = load_models(target, teacher or [model_dir()], student, student_layers, dtype)
-    drawn = _data(models.tokenizer, seed, (teacher, data, None), samples * batch, 1, max_tokens)
+    drawn = _data(models.tokenizer, seed, (teacher, data, None), samples * batch, 0, max_tokens)
     with progress_bar(quiet) as bar:
         task = bar.add_task("losses", total=samples)
         given = batches(drawn.train, batch, padding_token(models.tokenizer), target.device)
@@ -139,18 +139,15 @@ def train_command(
 
     names, recipe = parse_arms(arms), Recipe(steps, batch, rate)
     chosen = _with_warm_up(_config(config), steps)
-    target = get_backend(backend, device)
-    _require_folder(out)
-    teachers, rows = teacher or [model_dir()], (teacher, data, eval_data)
-    plan = Plan(
-        chosen,
-        names,
-        recipe,
-        seeds,
-        partial(load_models, target, teachers, student, student_layers, dtype),
-        lambda tokenizer, seed: _data(tokenizer, seed, rows, steps * batch, evaluated, max_tokens),
-        out if save_students else None,
-    )
+    target, rows = get_backend(backend, device), (teacher, data, eval_data)
+    load = partial(load_models, target, teacher or [model_dir()], student, student_layers, dtype)
+
+    def draw(tokenizer: Any, seed: int) -> Data:
+        return _data(tokenizer, seed, rows, steps * batch, evaluated, max_tokens)
+
+    draw(load().tokenizer, 0)  # whatever is wrong with models and data is said before a folder is made
+    require_folder(out)
+    plan = Plan(chosen, names, recipe, seeds, load, draw, out if save_students else None)
     with progress_bar(quiet) as bar, _visible_log(bar.console, quiet):
         task = bar.add_task("training", total=seeds * len(names) * steps)
 
@@ -197,14 +194,6 @@ def _data(
             )
         return bundled_data(tokenizer, train, held_out, seed)
     return file_data(tokenizer, path, other, train, held_out, tokens, seed)
-
-
-def _require_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
-    require_writable(folder / "result.json")
 
 
 @contextmanager

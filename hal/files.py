@@ -40,6 +40,15 @@ def require_writable(path: Path) -> None:
         raise UsageError(f"cannot write {path}: choose a file in a directory that exists and is writable")
 
 
+def require_folder(folder: Path) -> None:
+    """Make `folder` if need be, and raise UsageError now when nothing could be written there later."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
+    require_writable(folder / "result.json")
+
+
 def require_outputs(paths: Collection[Path]) -> None:
     """Raise UsageError now when one of `paths` could not be written later, or two are the same file."""
     for path in paths:

@@ -7,17 +7,7 @@ from pathlib import Path
 
 from aqn.experiments.result import Result
 from aqn.experiments.tables import markdown
-from hal.errors import UsageError
-from hal.files import require_writable, write_text
-
-
-def require_output(directory: Path) -> None:
-    """Make `directory` if need be, and raise UsageError now when nothing could be written there later."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {directory}: {error.strerror}; choose another --out") from error
-    require_writable(directory / "result.json")
+from hal.files import write_text
 
 
 def save(result: Result, directory: Path) -> list[Path]:

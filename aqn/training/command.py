@@ -10,13 +10,13 @@ import typer
 
 from aqn import command_options as option
 from aqn.config import AqnConfig
-from aqn.experiments.output import require_output, save
+from aqn.experiments.output import save
 from aqn.experiments.tables import show
 from aqn.training.arms import ARMS, Fault
 from aqn.training.recipe import Recipe
 from hal.bundled import model_dir
 from hal.errors import UsageError
-from hal.files import write_text
+from hal.files import require_folder, write_text
 from hal.registry import get_backend
 
 # What guided training takes where no guide's file is given: the documents' factor for a layer that was found faulty.
@@ -81,7 +81,7 @@ def train_command(
         dtype,
     )
     source = bundled_problems if data is None or eval_data is None else file_problems(data, eval_data)
-    require_output(out)
+    require_folder(out)
     with option.counted("training", quiet) as progress:
         result = run_study(study, target, out, study.counter(progress), source)
     result.options["command"] = option.this_command()

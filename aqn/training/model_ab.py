@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from aqn import command_options as option
-from aqn.experiments.output import require_output, save
+from aqn.experiments.output import save
 from aqn.experiments.result import Result
 from aqn.experiments.tables import show
 from aqn.training.arms import BASELINE, LAYER_OUTPUT, Fault
@@ -19,6 +19,7 @@ from aqn.training.study import Study
 from hal.backend import TorchBackend
 from hal.bundled import model_dir
 from hal.errors import UsageError
+from hal.files import require_folder
 from hal.registry import get_backend
 
 MODEL_A: Final = "targeted"
@@ -86,7 +87,7 @@ def model_ab_command(
         recipe,
         dtype,
     )
-    require_output(out)
+    require_folder(out)
     result = compare_models(study, target, out, quiet)
     result.options["command"] = option.this_command()
     save(result, out)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.cka import cka_loss, linear_cka, unbiased_hsic
+from distill.cka import MOST, cka_loss, linear_cka, unbiased_hsic
 from hal.errors import UsageError
 
 
@@ -63,6 +63,14 @@ def test_the_loss_looks_at_counted_tokens_alone():
     loss.backward()
     assert student.grad[:, :7].any()
     assert not student.grad[:, 7:].any()
+
+
+def test_of_very_many_tokens_some_are_taken():
+    student, teacher = (tokens(seed, 3 * MOST, 4).reshape(3, MOST, 4).float() for seed in (1, 2))
+    mixed = student + teacher
+    whole = 1 - linear_cka(student.flatten(0, 1), mixed.flatten(0, 1))
+    assert cka_loss([student], [mixed], torch.ones(3, MOST)).item() == pytest.approx(whole.item(), abs=0.05)
+    assert 0.2 < whole < 0.8
 
 
 def test_tokens_that_are_all_alike_agree_with_nothing_and_give_finite_gradients():

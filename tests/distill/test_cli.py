@@ -32,7 +32,7 @@ def test_advice_that_is_taken_is_not_given_again(tmp_path):
 
 def test_a_teacher_and_data_of_ones_own(tmp_path, capsys):
     data = tmp_path / "data.jsonl"
-    rows = [{"question": f"What is {at}+2?", "answer": str(at + 2)} for at in range(20)]
+    rows = [{"question": f"What is {at}+2?", "answer": str(at + 2)} for at in range(8)]
     data.write_text("\n".join(json.dumps(row) for row in rows))
     models = ["--teacher", str(model_dir()), "--teacher", str(model_dir()), "--student", str(model_dir())]
     assert main(["diagnose", *HOST, *models, "--data", str(data), "--samples", "2"]) == 0
@@ -60,6 +60,8 @@ def test_a_training_is_compared_and_written(tmp_path, capsys):
         (["diagnose", "--teacher", str(model_dir())], "need --data FILE", 2),
         (["diagnose", "--backend", "tpu"], "tpu", 2),
         (["train", "--out", "x", "--arms", "kd"], "arms 'kd'", 2),
+        (["train", "--out", "x", "--teacher", "nowhere", "--data", "rows.jsonl"], "nowhere", 2),
+        (["train", "--out", "x", "--student-layers", "30"], "choose 1 to 11", 2),
         (["train"], "Missing option '--out'", 2),
     ],
 )
