@@ -14,7 +14,7 @@ Compression = Literal["full", "right_crop", "r_kv"]
 COMPRESSIONS: Final = get_args(Compression)
 
 BALANCE: Final = 0.1  # R-KV's: importance counts a tenth, redundancy the rest
-WINDOW: Final = 8  # the queries that importance is read off, and whose own tokens are always kept
+WINDOW: Final = 8  # the last queries, which importance is read off
 
 
 def kept_tokens(
@@ -26,11 +26,12 @@ def kept_tokens(
     balance: float = BALANCE,
 ) -> torch.Tensor:
     """Which of the `counted` tokens [batch, tokens] of a layer stay, as a mask of the same shape. "full": all;
-    "right_crop": the last `length`; "r_kv": the last `WINDOW` and of the others those that score highest (R-KV, Cai et
-    al. 2025, arXiv 2505.24133): score = balance * importance - (1 - balance) * redundancy, importance being the
-    attention [batch, heads, queries, tokens] from the last `WINDOW` tokens, redundancy the softmax of the mean cosine
-    similarity to the other keys. All heads keep the same tokens (their scores are averaged), so that one weight a token
-    has a meaning. Raises UsageError where `length` or `attention` is needed and missing.
+    "right_crop": the last `length`; "r_kv": the `length` that score highest (R-KV, Cai et al. 2025, arXiv 2505.24133):
+    score = balance * importance - (1 - balance) * redundancy, importance being the attention [batch, heads, queries,
+    tokens] from the last `WINDOW` tokens, redundancy the softmax of the mean cosine similarity to the other keys. All
+    heads keep the same tokens (their scores are averaged), so that one weight a token has a meaning; and no token is
+    kept for being recent, as a cache must, because a student is compared with few. Raises UsageError where `length` or
+    `attention` is needed and missing.
     """
     counted = counted.bool()
     if method == "full":
@@ -42,20 +43,21 @@ def kept_tokens(
         return counted & (order <= length)
     if attention is None:
         raise UsageError("compression r_kv needs attention weights: run the teacher with eager attention")
-    recent = counted & (order <= min(WINDOW, length))
-    scores = _scores(layer.keys.detach(), attention.detach(), counted, recent, balance)
-    scores = scores.masked_fill(~counted, -torch.inf).masked_fill(recent, torch.inf)
+    asking = counted & (order <= WINDOW)
+    scores = _scores(layer.keys.detach(), attention.detach(), counted, asking, balance).masked_fill(
+        ~counted, -torch.inf
+    )
     best = scores.topk(min(length, scores.shape[1]), dim=1).indices
     return torch.zeros_like(counted).scatter(1, best, True) & counted
 
 
 def _scores(
-    keys: torch.Tensor, attention: torch.Tensor, counted: torch.Tensor, recent: torch.Tensor, balance: float
+    keys: torch.Tensor, attention: torch.Tensor, counted: torch.Tensor, asking: torch.Tensor, balance: float
 ) -> torch.Tensor:
     """R-KV's score of each token, [batch, tokens], the mean over heads."""
-    asking = recent.to(attention.dtype)[:, None, :, None]
-    importance = ((attention * asking).sum(2) / asking.sum(2)).mean(1)
-    return balance * importance.float() - (1 - balance) * _redundancy(keys.float(), counted)
+    queries = asking.float()[:, None, :, None]
+    importance = ((attention.float() * queries).sum(2) / queries.sum(2)).mean(1)
+    return balance * importance - (1 - balance) * _redundancy(keys.float(), counted)
 
 
 def _redundancy(keys: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:

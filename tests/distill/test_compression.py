@@ -41,15 +41,21 @@ def test_a_right_crop_keeps_the_last_that_count():
     assert places(kept_tokens("right_crop", 3, layer(), counted)) == [12, 13, 14]
 
 
-def test_r_kv_keeps_the_recent_tokens_and_of_the_others_what_they_look_at():
-    kept = places(kept_tokens("r_kv", WINDOW + 1, layer(), ALL, attention(favourite=5), balance=1.0))
-    assert kept == [5, *range(TOKENS - WINDOW, TOKENS)]
+def test_r_kv_keeps_what_the_last_tokens_look_at():
+    assert places(kept_tokens("r_kv", 1, layer(), ALL, attention(favourite=5), balance=1.0)) == [5]
+
+
+def test_only_the_last_tokens_are_asked():
+    looked_at = attention()
+    looked_at[..., : TOKENS - WINDOW, 3] = 1.0  # by earlier ones
+    looked_at[..., TOKENS - WINDOW :, 7] = 0.5
+    assert places(kept_tokens("r_kv", 1, layer(), ALL, looked_at, balance=1.0)) == [7]
 
 
 def test_r_kv_drops_what_is_said_twice():
     keys = layer().keys.clone()
     keys[..., 2:9, :] = keys[..., 2:3, :]  # seven tokens of one key
-    kept = places(kept_tokens("r_kv", WINDOW + 5, layer(keys), ALL, attention(), balance=0.0))
+    kept = places(kept_tokens("r_kv", 10, layer(keys), ALL, attention(), balance=0.0))
     assert not set(kept) & set(range(2, 9))
 
 
