@@ -13,7 +13,7 @@ from torch import nn
 from distill.layers import teacher_layer
 from hal.backend import TorchBackend
 from hal.errors import UsageError
-from hal.models import load_model
+from hal.models import LoadedModel, load_model
 from hal.structure import find_layer_stack
 
 
@@ -36,28 +36,32 @@ def load_models(
     `layers` (None: half of them). Raises UsageError where tokenizers differ, because the models would be compared at
     different tokens.
     """
-    loaded = [load_model(directory, backend, dtype) for directory in teachers]
-    teacher = loaded[0]
-    name = f"{teacher.directory.name} cut"
-    if student is not None:
-        if layers is not None:
-            raise UsageError(f"--student-layers {layers} cuts a student from the teacher, and --student brings one")
-        made = load_model(student, backend, dtype)
-        loaded.append(made)
-        pupil, name = made.model, made.directory.name
-    else:
-        pupil = shallower(teacher.model, layers)
+    if student is not None and layers is not None:
+        raise UsageError(f"--student-layers {layers} cuts a student from the teacher, and --student brings one")
+    directories = [*teachers, *([] if student is None else [student])]
+    loaded = [load_model(directory, backend, dtype) for directory in directories]
     for entry in loaded:
-        if entry.tokenizer is None:
-            raise UsageError(f"{entry.directory} has no tokenizer: distillation works on text")
-        if entry.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():  # type: ignore[union-attr]  # checked just before
-            raise UsageError(
-                f"{entry.directory} and {teacher.directory} have different tokenizers: student and teachers must share "
-                "one"
-            )
+        _require_usable(entry, loaded[0])
     frozen = tuple(entry.model.requires_grad_(False) for entry in loaded[: len(teachers)])
-    names = (name, *(entry.directory.name for entry in loaded[: len(teachers)]))
-    return Models(pupil.train().requires_grad_(True), frozen, teacher.tokenizer, names)
+    made = shallower(frozen[0], layers) if student is None else loaded[-1].model
+    name = f"{teachers[0].name} cut" if student is None else student.name
+    names = (name, *(directory.name for directory in teachers))
+    return Models(made.train().requires_grad_(True), frozen, loaded[0].tokenizer, names)
+
+
+def _require_usable(entry: LoadedModel, teacher: LoadedModel) -> None:
+    """Refuse a model that predicts no next token, or other tokens than `teacher`."""
+    model: Any = entry.model
+    if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
+        raise UsageError(
+            f"{entry.directory} holds a {type(model).__name__}: distillation needs models that predict the next token"
+        )
+    if entry.tokenizer is None or teacher.tokenizer is None:
+        raise UsageError(f"{entry.directory} has no tokenizer: distillation works on text")
+    if entry.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise UsageError(
+            f"{entry.directory} and {teacher.directory} have different tokenizers: student and teachers must share one"
+        )
 
 
 def shallower(teacher: Any, layers: int | None = None) -> nn.Module:

@@ -67,3 +67,10 @@ def test_other_tokenizers_are_refused(tmp_path):
     byte_level_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="different tokenizers"):
         load_models(HOST, [model_dir()], tmp_path, None, "float32")
+
+
+def test_a_model_that_predicts_no_next_token_is_refused(tmp_path):
+    random_model("bert", layers=2).save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="holds a BertModel: distillation needs models that predict the next token"):
+        load_models(HOST, [tmp_path], None, None, "float32")
