@@ -27,6 +27,7 @@ from hal.errors import UsageError
 from hal.files import require_folder, require_writable, write_text
 from hal.progress_bar import progress_bar
 from hal.registry import get_backend
+from hal.run_folder import claim
 
 PROGRAM = "python -m distill"
 
@@ -106,7 +107,7 @@ def diagnose_command(
 
 @app.command("train")
 def train_command(
-    out: Annotated[Path, typer.Option(help="Folder for result.json, result.md and, if asked for, students.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs and results; one that holds runs is gone on with.")],
     arms: Annotated[
         str,
         typer.Option(
@@ -132,7 +133,7 @@ def train_command(
     dtype: Dtype = "float32",
     quiet: Quiet = False,
 ) -> int:
-    """Train the student with less and with more of the distillation, several seeds each, and compare."""
+    """Train the student with less and with more of the distillation, several seeds each, and compare. Resumable."""
     from distill.comparison import Plan, compare_arms
     from distill.students import load_models
     from distill.training import Recipe
@@ -145,9 +146,18 @@ def train_command(
     def draw(tokenizer: Any, seed: int) -> Data:
         return _data(tokenizer, seed, rows, steps * batch, evaluated, max_tokens)
 
-    draw(load().tokenizer, 0)  # whatever is wrong with models and data is said before a folder is made
+    models = load()
+    draw(models.tokenizer, 0)  # whatever is wrong with models and data is said before a folder is made
     require_folder(out)
-    plan = Plan(chosen, names, recipe, seeds, load, draw, out if save_students else None)
+    settings: dict[str, Any] = {
+        "models": models.names,
+        "config": chosen.model_dump(),
+        "recipe": asdict(recipe),
+        "dtype": dtype,
+    }
+    claim(out, {**settings, "evaluated": evaluated, "data": [str(path) for path in (data, eval_data) if path]})
+    del models
+    plan = Plan(chosen, names, recipe, seeds, out, load, draw, save_students)
     with progress_bar(quiet) as bar, _visible_log(bar.console, quiet):
         task = bar.add_task("training", total=seeds * len(names) * steps)
 
@@ -155,7 +165,7 @@ def train_command(
             bar.update(task, advance=1, description=f"{arm}, seed {seed}")
 
         outcome = compare_arms(plan, target, progress)
-    settings = {"command": _this_command(), "config": chosen.model_dump(), "recipe": asdict(recipe), "seeds": seeds}
+    settings |= {"command": _this_command(), "seeds": seeds}
     write_text(out / "result.json", json.dumps(outcome.to_json(settings), indent=1, ensure_ascii=False) + "\n")
     write_text(out / "result.md", markdown(outcome, _this_command()))
     if not quiet:

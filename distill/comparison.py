@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from distill.held_out import held_out
 from distill.students import Models
 from distill.training import Recipe, save_student, train_student
 from hal.backend import TorchBackend
+from hal.run_folder import made_once
 from hal.significance import Comparison, compare, correct
 
 SCHEMA: Final = "distill-training/1"
@@ -23,13 +25,13 @@ BEFORE: Final = "untrained"
 
 @dataclass
 class Outcome:
-    """One number a seed for each arm and measure, under `values[arm][measure]`; the first loss and the last of each arm
-    in `terms[arm]`, the mean over seeds; and `comparisons` of the arms with the first of them.
+    """One number a seed for each arm and measure, under `values[arm][measure]`, likewise each loss at the first and at
+    the last step under `losses[arm][name]`, and `comparisons` of the arms with the first of them.
     """
 
     arms: tuple[str, ...]
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    terms: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    losses: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
 
     def to_json(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,68 +42,71 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which `arms` of `config` are trained by `recipe`, each with `seeds` seeds; `models` loads a fresh student, `data`
-    draws what a seed is trained and tested on, and `keep` is where the last student of each arm is written.
+    """Which `arms` of `config` are trained by `recipe`, each with `seeds` seeds, and the `folder` of finished runs;
+    `models` loads a fresh student, `data` draws what a seed is trained and tested on. `save_students` keeps the last
+    student of each arm there too.
     """
 
     config: DistillConfig
     arms: tuple[str, ...]
     recipe: Recipe
     seeds: int
+    folder: Path
     models: Callable[[], Models]
     data: Callable[[Any, int], Data]
-    keep: Path | None = None
+    save_students: bool = False
 
 
 def compare_arms(plan: Plan, backend: TorchBackend, progress: Callable[[str, int, int], None]) -> Outcome:
-    """Train every arm with every seed, measure the held-out data before and after, and compare. `progress` is told of
-    arm, seed and step.
+    """Train every arm with every seed, save what the folder already holds, measure held-out data before and after, and
+    compare. `progress` is told of arm, seed and step.
     """
     outcome = Outcome(plan.arms)
     for seed in range(plan.seeds):
         for arm in (BEFORE, *plan.arms):
-            models = plan.models()
-            data = plan.data(models.tokenizer, seed)
-            if arm != BEFORE:
-                _train(plan, arm, seed, models, data, backend, outcome, progress)
-            for measure, value in held_out(models, data, plan.recipe.batch).items():
+            run = partial(_run, plan, arm, seed, backend, progress)
+            record = made_once(plan.folder / f"{arm}-seed{seed}.json", run)
+            for measure, value in record["values"].items():
                 outcome.values.setdefault(arm, {}).setdefault(measure, []).append(value)
+            for name, ends in record["losses"].items():
+                outcome.losses.setdefault(arm, {}).setdefault(name, []).append(tuple(ends))
     if plan.seeds > 1:
-        first, *others = plan.arms
-        pairs = [(arm, first) for arm in others] + [(first, BEFORE)]
-        outcome.comparisons = correct(
-            [
-                compare(measure, (arm, outcome.values[arm][measure]), (other, outcome.values[other][measure]))
-                for measure in outcome.values[first]
-                for arm, other in pairs
-            ]
-        )
+        outcome.comparisons = _compared(outcome)
     return outcome
 
 
-def _train(
-    plan: Plan,
-    arm: str,
-    seed: int,
-    models: Models,
-    data: Data,
-    backend: TorchBackend,
-    outcome: Outcome,
-    progress: Callable[[str, int, int], None],
-) -> None:
+def _run(
+    plan: Plan, arm: str, seed: int, backend: TorchBackend, progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Train one arm with one seed (the untrained student not at all) and measure it."""
+    models = plan.models()
+    data = plan.data(models.tokenizer, seed)
     noted: list[dict[str, float]] = []
 
-    def note(step: int, values: dict[str, float]) -> None:
-        noted.append(values)
+    def note(step: int, losses: dict[str, float]) -> None:
+        noted.append(losses)
         progress(arm, seed, step + 1)
 
-    train_student(models, ARMS[arm](plan.config), data, plan.recipe, backend, seed, note)
-    terms = outcome.terms.setdefault(arm, {})
-    for name in noted[0]:
-        before, after = terms.get(name, (0.0, 0.0))
-        terms[name] = before + noted[0][name] / plan.seeds, after + noted[-1][name] / plan.seeds
-    if plan.keep is not None and seed == plan.seeds - 1:
-        save_student(models, plan.keep / arm)
+    if arm != BEFORE:
+        train_student(models, ARMS[arm](plan.config), data, plan.recipe, backend, seed, note)
+        if plan.save_students and seed == plan.seeds - 1:
+            save_student(models, plan.folder / arm)
+    ends = {name: (noted[0][name], noted[-1][name]) for name in (noted[0] if noted else ())}
+    return {"values": held_out(models, data, plan.recipe.batch), "losses": ends}
+
+
+def _compared(outcome: Outcome) -> list[Comparison]:
+    """Each arm with the first, and that with the untrained student, by every measure, corrected together."""
+    first, *others = outcome.arms
+    pairs = [*((arm, first) for arm in others), (first, BEFORE)]
+    values = outcome.values
+    return correct(
+        [
+            compare(measure, (arm, values[arm][measure]), (other, values[other][measure]))
+            for measure in values[first]
+            for arm, other in pairs
+        ]
+    )
 
 
 def _finite(numbers: Mapping[str, Any]) -> dict[str, Any]:

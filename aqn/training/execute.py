@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from aqn.training.curve import Curve
 from aqn.training.grpo import require_trl, train_grpo
 from aqn.training.recipe import ProblemSource, Recipe, bundled_problems
 from aqn.training.run import TrainingRun
-from aqn.training.study import Report, Study, claim
+from aqn.training.study import Report, Study
 from aqn.training.supervised import train_supervised
 from hal.backend import TorchBackend
 from hal.bundled.arithmetic import Problem
-from hal.files import write_text
 from hal.host import HostBackend
 from hal.models import load_model
+from hal.run_folder import claim, made_once
 
 
 def run_study(
@@ -41,22 +41,20 @@ def run_study(
     require_arms(study.arms, study.fault)
     if study.recipe.method == "grpo":
         require_trl()
-    claim(study, folder)
+    claim(folder, study.settings())
     runs: dict[tuple[str, int], dict[str, Any]] = {}
     names = [BEFORE, *study.arms]
     for seed in range(study.seeds):
         for arm in names:
-            runs[arm, seed] = _run(study, arm, seed, backend, folder, report, source)
+            run = partial(_run, study, arm, seed, backend, folder, report, source)
+            runs[arm, seed] = made_once(folder / f"{arm}-seed{seed}.json", run)
+            shutil.rmtree(folder / f"{arm}-seed{seed}", ignore_errors=True)  # checkpoints of a run that is done
     return compared(study, backend, runs, names)
 
 
 def _run(
     study: Study, arm: str, seed: int, backend: TorchBackend, folder: Path, report: Report, source: ProblemSource
 ) -> dict[str, Any]:
-    file = folder / f"{arm}-seed{seed}.json"
-    if file.is_file():
-        done: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return done
     torch.manual_seed(seed)
     loaded = load_model(study.model, backend, study.dtype)
     problems = source(study.recipe, seed)
@@ -65,8 +63,6 @@ def _run(
         config = arm_config(arm, study.fault, study.sigma, study.mode, seed, study.layer_sigmas)
         _train(study, config, loaded, problems.train, seed, folder / f"{arm}-seed{seed}", record, report, backend)
     record["accuracy"] = accuracies(study, loaded, problems, seed, backend)
-    write_text(file, json.dumps(record, indent=1) + "\n")
-    shutil.rmtree(folder / f"{arm}-seed{seed}", ignore_errors=True)  # checkpoints of a run that is done
     return record
 
 

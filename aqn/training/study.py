@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 
 from aqn.training.arms import Fault
 from aqn.training.recipe import Recipe
-from hal.errors import UsageError
-from hal.files import write_text
 
 Report = Callable[[str, int, int], None]
 
@@ -52,19 +49,3 @@ class Study:
             "recipe": asdict(self.recipe),
             "dtype": self.dtype,
         }
-
-
-def claim(study: Study, folder: Path) -> None:
-    """Write down what this folder holds, or refuse one that holds something else."""
-    record = folder / "study.json"
-    wanted = study.settings()
-    if record.is_file():
-        held = json.loads(record.read_text(encoding="utf-8"))
-        different = sorted(key for key in {*held, *wanted} if held.get(key) != wanted.get(key))
-        if different:
-            raise UsageError(
-                f"{folder} holds runs of other settings ({', '.join(different)}): choose another --out, or give the "
-                "settings in its study.json"
-            )
-    else:
-        write_text(record, json.dumps(wanted, indent=1) + "\n")

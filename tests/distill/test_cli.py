@@ -48,6 +48,8 @@ def test_a_training_is_compared_and_written(tmp_path, capsys):
     assert document["arms"] == ["baseline", "shuffled"]
     assert (tmp_path / "out" / "result.md").read_text().startswith("# Distillation")
     assert (tmp_path / "out" / "shuffled" / "model.safetensors").is_file()
+    assert main(["train", *HOST, *options, "--batch", "8", "--out", str(tmp_path / "out")]) == 2
+    assert "holds runs of other settings (recipe)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

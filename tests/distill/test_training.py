@@ -67,9 +67,10 @@ def test_arms_are_compared_with_the_first_and_the_last_student_is_kept(tmp_path)
         ("baseline", "attention"),
         Recipe(4, 4, 1e-3),
         2,
+        tmp_path,
         fresh,
         lambda tokenizer, seed: bundled_data(tokenizer, 16, 10, seed),
-        tmp_path,
+        save_students=True,
     )
     told = []
     outcome = compare_arms(plan, HOST, lambda arm, seed, step: told.append((arm, seed, step)))
@@ -78,8 +79,8 @@ def test_arms_are_compared_with_the_first_and_the_last_student_is_kept(tmp_path)
     assert set(outcome.values) == {BEFORE, "baseline", "attention"}
     assert all(len(values) == 2 for measures in outcome.values.values() for values in measures.values())
     assert outcome.values["baseline"][LOSS][0] < outcome.values[BEFORE][LOSS][0]
-    assert "kv_weighted" in outcome.terms["attention"]
-    assert "kv_weighted" not in outcome.terms["baseline"]
+    assert len(outcome.losses["attention"]["kv_weighted"]) == 2
+    assert "kv_weighted" not in outcome.losses["baseline"]
     pairs = {(entry.first, entry.second) for entry in outcome.comparisons}
     assert pairs == {("attention", "baseline"), ("baseline", BEFORE)}
     assert len(load_model(tmp_path / "attention", HOST).model.model.layers) == 6
@@ -87,6 +88,9 @@ def test_arms_are_compared_with_the_first_and_the_last_student_is_kept(tmp_path)
     assert "| attention | " in page
     assert "comparisons show no difference" in statements(outcome)[-1]
     assert outcome.to_json({})["schema"] == "distill-training/1"
+    told.clear()
+    assert compare_arms(plan, HOST, lambda *step: told.append(step)) == outcome
+    assert told == []  # every run was there
 
 
 def test_each_arm_asks_for_what_its_name_says():

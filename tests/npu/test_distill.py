@@ -26,5 +26,5 @@ def test_a_student_is_trained_on_it(tmp_path):
     assert main(["train", "--backend", "npu", *options, "--out", str(tmp_path), "--quiet"]) == 0
     outcome = json.loads((tmp_path / "result.json").read_text())
     assert outcome["values"]["attention-cka"]["loss"][0] < outcome["values"]["untrained"]["loss"][0]
-    first, last = outcome["terms"]["attention-cka"]["total"]
+    first, last = outcome["losses"]["attention-cka"]["total"][0]
     assert last < first
