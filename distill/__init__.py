@@ -1,17 +1,17 @@
 """Distillation: what a student is pulled towards inside a teacher, and whether those pulls are in proportion."""
 
-from distill.alignment import common_positions
-from distill.attention_weights import WarmUp, token_importance
-from distill.cka import cka_loss, linear_cka
-from distill.codi import codi_loss
-from distill.compression import kept_tokens
 from distill.config import DistillConfig
-from distill.contrastive import contrastive_loss
 from distill.diagnosis import Diagnosis, diagnose
 from distill.forward_pass import ForwardPass, run_pass
 from distill.key_values import KeyValues
-from distill.kv_loss import kv_loss
-from distill.negative_control import shuffled
+from distill.losses.alignment import common_positions
+from distill.losses.attention_weights import WarmUp, token_importance
+from distill.losses.cka import cka_loss, linear_cka
+from distill.losses.codi import codi_loss
+from distill.losses.compression import kept_tokens
+from distill.losses.contrastive import contrastive_loss
+from distill.losses.kv_loss import kv_loss
+from distill.losses.negative_control import shuffled
 from distill.objective import Objective, Terms
 from distill.routing import FixedRouting, LearnableRouting, SimilarityRouting, fuse
 

@@ -16,11 +16,11 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from distill.arms import DEFAULT, parse_arms
 from distill.config import WARM_UP, DistillConfig
-from distill.data import Data, batches, bundled_data, file_data, padding_token
 from distill.diagnosis import diagnose
 from distill.text import markdown, show_diagnosis, show_outcome
+from distill.training.arms import DEFAULT, parse_arms
+from distill.training.data import Data, batches, bundled_data, file_data, padding_token
 from hal.bundled import model_dir
 from hal.command_line import run_command
 from hal.errors import UsageError
@@ -134,9 +134,9 @@ def train_command(
     quiet: Quiet = False,
 ) -> int:
     """Train the student with less and with more of the distillation, several seeds each, and compare. Resumable."""
-    from distill.comparison import Plan, compare_arms
     from distill.students import load_models
-    from distill.training import Recipe
+    from distill.training.comparison import Plan, compare_arms
+    from distill.training.trainer import Recipe
 
     names, recipe = parse_arms(arms), Recipe(steps, batch, rate)
     chosen = _with_warm_up(_config(config), steps)

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from distill.compression import BALANCE, Compression
-from distill.contrastive import TEMPERATURE
-from distill.kv_loss import Distance
+from distill.losses.compression import BALANCE, Compression
+from distill.losses.contrastive import TEMPERATURE
+from distill.losses.kv_loss import Distance
 from hal.documents import read_yaml, validated
 from hal.errors import UsageError
 

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from distill.cka import cka_loss
-from distill.codi import codi_loss
 from distill.config import DistillConfig
-from distill.contrastive import contrastive_loss, pooled
 from distill.forward_pass import ForwardPass
-from distill.key_value_match import KeyValueMatch
-from distill.layers import layer_pairs
-from distill.negative_control import shuffled
-from distill.projection import projection
+from distill.losses.cka import cka_loss
+from distill.losses.codi import codi_loss
+from distill.losses.contrastive import contrastive_loss, pooled
+from distill.losses.key_value_match import KeyValueMatch
+from distill.losses.layers import layer_pairs
+from distill.losses.negative_control import shuffled
+from distill.losses.projection import projection
 from distill.routing import LearnableRouting, concentration, fuse, make_routing, summaries
 from hal.errors import UsageError
 from hal.supervised import IGNORED

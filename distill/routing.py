@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 from distill.config import RoutingOptions
-from distill.contrastive import pooled
 from distill.forward_pass import ForwardPass
 from distill.key_values import KeyValues
+from distill.losses.contrastive import pooled
 from hal.errors import UsageError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from distill.layers import teacher_layer
+from distill.losses.layers import teacher_layer
 from hal.backend import TorchBackend
 from hal.errors import UsageError
 from hal.models import LoadedModel, load_model

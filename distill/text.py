@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from distill.comparison import BEFORE, Outcome
 from distill.diagnosis import Diagnosis
+from distill.training.comparison import BEFORE, Outcome
 from hal.significance import summarise
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.codi import codi_loss
 from distill.config import DistillConfig
-from distill.contrastive import contrastive_loss, pooled
 from distill.forward_pass import run_pass
-from distill.negative_control import shuffled
+from distill.losses.codi import codi_loss
+from distill.losses.contrastive import contrastive_loss, pooled
+from distill.losses.negative_control import shuffled
 from distill.objective import Objective
 from hal.errors import UsageError
 from tests.conftest import random_model

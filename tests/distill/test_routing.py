@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distill.config import RoutingOptions
-from distill.contrastive import pooled
+from distill.losses.contrastive import pooled
 from distill.routing import (
     FixedRouting,
     LearnableRouting,

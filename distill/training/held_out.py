@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import torch
 
-from distill.data import Data, batches, padding_token
 from distill.objective import cross_entropy
 from distill.students import Models
+from distill.training.data import Data, batches, padding_token
 from hal.evaluation import as_prompt, completions, is_right
 from hal.structure import evaluation_mode
 from hal.supervised import IGNORED

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.attention_weights import WarmUp, token_importance
+from distill.losses.attention_weights import WarmUp, token_importance
 from hal.errors import UsageError
 
 ATTENTION = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.75, 0.25]]])  # [1, 3, 3], causal

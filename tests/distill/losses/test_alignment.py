@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.alignment import at, common_positions, last_positions, masked_mean
+from distill.losses.alignment import at, common_positions, last_positions, masked_mean
 
 LONG, SHORT = torch.ones(1, 6), torch.ones(1, 4)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.cka import MOST, cka_loss, linear_cka, unbiased_hsic
+from distill.losses.cka import MOST, cka_loss, linear_cka, unbiased_hsic
 from hal.errors import UsageError
 
 

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from distill.arms import ARMS
 from distill.config import DistillConfig
-from distill.data import Data
-from distill.held_out import held_out
 from distill.students import Models
-from distill.training import Recipe, save_student, train_student
+from distill.training.arms import ARMS
+from distill.training.data import Data
+from distill.training.held_out import held_out
+from distill.training.trainer import Recipe, save_student, train_student
 from hal.backend import TorchBackend
 from hal.run_folder import made_once
 from hal.significance import Comparison, compare, correct

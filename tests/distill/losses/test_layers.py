@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.layers import chosen_layers, layer_pairs, teacher_layer
+from distill.losses.layers import chosen_layers, layer_pairs, teacher_layer
 from hal.errors import UsageError
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from distill.kv_loss import DISTANCES, kv_loss
+from distill.losses.kv_loss import DISTANCES, kv_loss
 from hal.errors import UsageError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.compression import WINDOW, kept_tokens
 from distill.key_values import KeyValues
+from distill.losses.compression import WINDOW, kept_tokens
 from hal.errors import UsageError
 
 TOKENS = 20

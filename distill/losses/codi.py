@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from distill.alignment import masked_mean
+from distill.losses.alignment import masked_mean
 from hal.errors import UsageError
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from distill.data import batches, bundled_data, file_data, padding_token
+from distill.training.data import batches, bundled_data, file_data, padding_token
 from hal.bundled import model_dir
 from hal.errors import UsageError
 from hal.models import read_tokenizer

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from distill.config import DistillConfig
-from distill.data import Data, batches, padding_token
 from distill.measure import passes
 from distill.objective import Objective
 from distill.students import Models
+from distill.training.data import Data, batches, padding_token
 from hal.backend import TorchBackend
 from hal.host import HostBackend
 from hal.supervised import collate

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.arms import ARMS, parse_arms
-from distill.comparison import BEFORE, Outcome, Plan, compare_arms
 from distill.config import DistillConfig
-from distill.data import bundled_data
-from distill.held_out import ACCURACY, AGREEMENT, LOSS, held_out
 from distill.students import Models, load_models
 from distill.text import markdown, statements
-from distill.training import Recipe, train_student
+from distill.training.arms import ARMS, parse_arms
+from distill.training.comparison import BEFORE, Outcome, Plan, compare_arms
+from distill.training.data import bundled_data
+from distill.training.held_out import ACCURACY, AGREEMENT, LOSS, held_out
+from distill.training.trainer import Recipe, train_student
 from hal.bundled import model_dir
 from hal.errors import UsageError
 from hal.models import load_model

@@ -7,7 +7,7 @@ from typing import Final, Literal, get_args
 import torch
 from torch.nn import functional
 
-from distill.alignment import masked_mean
+from distill.losses.alignment import masked_mean
 from hal.errors import UsageError
 
 Distance = Literal["smooth_l1", "mse", "smooth_l1_alpha"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from distill.alignment import at, common_positions
-from distill.attention_weights import WarmUp, token_importance
-from distill.compression import kept_tokens
 from distill.config import AttentionWeighting, KvOptions
 from distill.forward_pass import ForwardPass
-from distill.kv_loss import kv_loss
-from distill.layers import layer_pairs
-from distill.projection import projection
+from distill.losses.alignment import at, common_positions
+from distill.losses.attention_weights import WarmUp, token_importance
+from distill.losses.compression import kept_tokens
+from distill.losses.kv_loss import kv_loss
+from distill.losses.layers import layer_pairs
+from distill.losses.projection import projection
 
 
 class KeyValueMatch(nn.Module):

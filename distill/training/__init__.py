@@ -1,0 +1,1 @@
+"""Train a student in several ways and compare what came of them."""
