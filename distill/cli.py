@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -18,9 +20,14 @@ from rich.logging import RichHandler
 
 from distill.config import WARM_UP, DistillConfig
 from distill.diagnosis import diagnose
+from distill.measure import loss_samples
+from distill.students import load_models
 from distill.text import markdown, show_diagnosis, show_outcome
 from distill.training.arms import DEFAULT, parse_arms
-from distill.training.data import Data, batches, bundled_data, file_data, padding_token
+from distill.training.comparison import Outcome, Plan, compare_arms
+from distill.training.data import Data, batches, bundled_data, file_data, padding_token, text_data
+from distill.training.trainer import Recipe
+from hal.backend import TorchBackend
 from hal.bundled import model_dir
 from hal.command_line import run_command
 from hal.errors import UsageError
@@ -50,7 +57,10 @@ Student = Annotated[
 ]
 StudentLayers = Annotated[int | None, typer.Option(min=1, help="Layers of a cut student; half of the teacher's.")]
 Config = Annotated[Path | None, typer.Option(help="YAML with weights, kv, attention, cka_layers, routing.")]
-Rows = Annotated[Path | None, typer.Option(help="Questions and answers, or text: .jsonl or .parquet.")]
+Rows = Annotated[
+    Path | None,
+    typer.Option(help="Questions and answers, or text: .jsonl or .parquet; English text for a teacher without it."),
+]
 Tokens = Annotated[int, typer.Option(min=8, help="Longest example, in tokens.")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
@@ -79,9 +89,6 @@ def diagnose_command(
     quiet: Quiet = False,
 ) -> int:
     """Measure every loss between student and teacher, what it comes to in the total, and advise on weights."""
-    from distill.measure import loss_samples
-    from distill.students import load_models
-
     if json_file is not None:
         require_writable(json_file)
     chosen = _config(config)
@@ -90,24 +97,26 @@ def diagnose_command(
         chosen = chosen.model_copy(update={"attention": chosen.attention.model_copy(update={"source": "student"})})
     target = get_backend(backend, device)
     models = load_models(target, teacher or [model_dir()], student, student_layers, dtype)
-    drawn = _data(models.tokenizer, seed, (teacher, data, None), samples * batch, 0, max_tokens)
+    drawn = _data(models.tokenizer, seed, (teacher, data, None), samples * batch, 0, max_tokens).train
     with progress_bar(quiet) as bar:
-        task = bar.add_task("losses", total=samples)
-        given = batches(drawn.train, batch, padding_token(models.tokenizer), target.device)
+        task = bar.add_task("losses", total=math.ceil(len(drawn) / batch))
+        given = batches(drawn, batch, padding_token(models.tokenizer), target.device)
         models.student.eval()
         found = diagnose(loss_samples(models, chosen, given, partial(bar.advance, task)), chosen.weights.model_dump())
     if json_file is not None:
         write_text(json_file, json.dumps(found.to_json(), indent=1) + "\n")
     if not quiet:
         names = f"{models.names[0]} learns from {', '.join(models.names[1:])}"
-        _console().print(f"{names}; {samples} batches of {batch}", highlight=False)
+        _console().print(f"{names}; {len(drawn)} examples, {batch} a batch", highlight=False)
         show_diagnosis(found, _console())
     return 0
 
 
 @app.command("train")
 def train_command(
-    out: Annotated[Path, typer.Option(help="Folder for runs and results; one that holds runs is gone on with.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for runs and results; one that holds runs is gone on with.")
+    ] = None,
     arms: Annotated[
         str,
         typer.Option(
@@ -134,10 +143,6 @@ def train_command(
     quiet: Quiet = False,
 ) -> int:
     """Train the student with less and with more of the distillation, several seeds each, and compare. Resumable."""
-    from distill.students import load_models
-    from distill.training.comparison import Plan, compare_arms
-    from distill.training.trainer import Recipe
-
     names, recipe = parse_arms(arms), Recipe(steps, batch, rate)
     chosen = _with_warm_up(_config(config), steps)
     target, rows = get_backend(backend, device), (teacher, data, eval_data)
@@ -146,32 +151,38 @@ def train_command(
     def draw(tokenizer: Any, seed: int) -> Data:
         return _data(tokenizer, seed, rows, steps * batch, evaluated, max_tokens)
 
+    if out is None and save_students:
+        raise UsageError("--save-students needs --out DIR, where they are saved")
     models = load()
     draw(models.tokenizer, 0)  # whatever is wrong with models and data is said before a folder is made
-    require_folder(out)
-    settings: dict[str, Any] = {
-        "models": models.names,
-        "config": chosen.model_dump(),
-        "recipe": asdict(recipe),
-        "dtype": dtype,
-    }
-    claim(out, {**settings, "evaluated": evaluated, "data": [str(path) for path in (data, eval_data) if path]})
+    settings: dict[str, Any] = {"models": models.names, "config": chosen.model_dump(), "recipe": asdict(recipe)}
+    settings |= {"dtype": dtype, "evaluated": evaluated, "data": [str(path) for path in (data, eval_data) if path]}
     del models
-    plan = Plan(chosen, names, recipe, seeds, out, load, draw, save_students)
+    with nullcontext(out) if out is not None else TemporaryDirectory() as given:
+        folder = Path(given)
+        require_folder(folder)
+        claim(folder, settings)
+        outcome = _compare(Plan(chosen, names, recipe, seeds, folder, load, draw, save_students), target, quiet)
+    settings |= {"command": _this_command(), "seeds": seeds}
+    if out is not None:
+        write_text(out / "result.json", json.dumps(outcome.to_json(settings), indent=1, ensure_ascii=False) + "\n")
+        write_text(out / "result.md", markdown(outcome, _this_command()))
+    if not quiet:
+        show_outcome(outcome, _console())
+        if out is not None:
+            _console().print(f"written: {out}", highlight=False)
+    return 0
+
+
+def _compare(plan: Plan, backend: TorchBackend, quiet: bool) -> Outcome:
+    """Train and compare under a progress bar."""
     with progress_bar(quiet) as bar, _visible_log(bar.console, quiet):
-        task = bar.add_task("training", total=seeds * len(names) * steps)
+        task = bar.add_task("training", total=plan.seeds * len(plan.arms) * plan.recipe.steps)
 
         def progress(arm: str, seed: int, _step: int) -> None:
             bar.update(task, advance=1, description=f"{arm}, seed {seed}")
 
-        outcome = compare_arms(plan, target, progress)
-    settings |= {"command": _this_command(), "seeds": seeds}
-    write_text(out / "result.json", json.dumps(outcome.to_json(settings), indent=1, ensure_ascii=False) + "\n")
-    write_text(out / "result.md", markdown(outcome, _this_command()))
-    if not quiet:
-        show_outcome(outcome, _console())
-        _console().print(f"written: {out}", highlight=False)
-    return 0
+        return compare_arms(plan, backend, progress)
 
 
 def _config(path: Path | None) -> DistillConfig:
@@ -196,14 +207,13 @@ def _data(
     tokens: int,
 ) -> Data:
     teacher, path, other = given
-    if path is None:
-        if teacher is not None or other is not None:
-            raise UsageError(
-                "--teacher and --eval-data need --data FILE (.jsonl or .parquet): the bundled problems suit the "
-                "bundled model"
-            )
-        return bundled_data(tokenizer, train, held_out, seed)
-    return file_data(tokenizer, path, other, train, held_out, tokens, seed)
+    if path is not None:
+        return file_data(tokenizer, path, other, train, held_out, tokens, seed)
+    if other is not None:
+        raise UsageError(f"--eval-data {other} without --data: give what is trained on, too")
+    if teacher is not None:
+        return text_data(tokenizer, train, held_out, tokens, seed)
+    return bundled_data(tokenizer, train, held_out, seed)
 
 
 @contextmanager

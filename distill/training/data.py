@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hal.bundled.arithmetic import Problem, problems
+from hal.bundled.text import passages
 from hal.errors import UsageError
 from hal.rows import question_and_answer, read_rows
 from hal.supervised import Example, collate, example
@@ -35,22 +36,33 @@ def bundled_data(tokenizer: Any, train: int, held_out: int, seed: int) -> Data:
     )
 
 
+def text_data(tokenizer: Any, train: int, held_out: int, tokens: int, seed: int) -> Data:
+    """Passages of English that ship with CPython, for a model whose task is not known; at most so many of them."""
+    shown, asked = (
+        [{"text": text} for text in passages(split, None, seed)[:count]]  # type: ignore[arg-type]  # two literals
+        for split, count in (("train", train), ("held-out", held_out))
+    )
+    return Data(_tokenized(shown, tokenizer, tokens), _tokenized(asked, tokenizer, tokens))
+
+
 def file_data(
     tokenizer: Any, path: Path, held_out: Path | None, train: int, tested: int, tokens: int, seed: int
 ) -> Data:
-    """`train` rows of `path` and `tested` of `held_out` (None: further ones of `path`), drawn by `seed`; each a
+    """At most `train` rows of `path` and `tested` of `held_out` (None: others of `path`), drawn by `seed`; each a
     question with an answer, or a "text". Longer ones are cut to `tokens`. Raises UsageError for too few rows, or one
     that is neither.
     """
     draw = random.Random(f"distill:{seed}")  # noqa: S311 -- reproducible, not secret
-    rows = _drawn(path, train + (tested if held_out is None else 0), draw)
-    other = rows[train:] if held_out is None else _drawn(held_out, tested, draw)
-    asked = [problem for row in other if (problem := question_and_answer(row)) is not None]
-
-    def tokenized(entries: Sequence[dict[str, Any]]) -> list[Example]:
-        return [_tokens(row, tokenizer, tokens) for row in entries]
-
-    return Data(tokenized(rows[:train]), tokenized(other), asked if len(asked) == len(other) else ())
+    rows, first = _shuffled(path, draw), tested if held_out is None else 0
+    if first >= len(rows):
+        raise UsageError(
+            f"{path} holds {len(rows)} rows, of which {first} are to be held out: none is left to train on"
+        )
+    asked = (rows if held_out is None else _shuffled(held_out, draw))[:tested]
+    found = [problem for row in asked if (problem := question_and_answer(row)) is not None]
+    shown = rows[first : first + train]
+    problems_alone = found if len(found) == len(asked) else ()
+    return Data(_tokenized(shown, tokenizer, tokens), _tokenized(asked, tokenizer, tokens), problems_alone)
 
 
 def batches(
@@ -67,18 +79,21 @@ def padding_token(tokenizer: Any) -> int:
     return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
 
-def _drawn(path: Path, count: int, draw: random.Random) -> list[dict[str, Any]]:
+def _shuffled(path: Path, draw: random.Random) -> list[dict[str, Any]]:
     rows = read_rows(path)
-    if count > len(rows):
-        raise UsageError(f"{path} holds {len(rows)} rows and {count} are needed: ask for fewer batches or examples")
     wrong = next((place for place, row in enumerate(rows, start=1) if not _usable(row)), None)
     if wrong is not None:
         raise UsageError(f"{path} row {wrong} is neither a question with an answer nor a 'text'")
-    return draw.sample(rows, count)
+    draw.shuffle(rows)
+    return rows
 
 
 def _usable(row: Any) -> bool:
     return isinstance(row, dict) and (question_and_answer(row) is not None or isinstance(row.get("text"), str))
+
+
+def _tokenized(rows: Sequence[dict[str, Any]], tokenizer: Any, longest: int) -> list[Example]:
+    return [_tokens(row, tokenizer, longest) for row in rows]
 
 
 def _tokens(row: dict[str, Any], tokenizer: Any, longest: int) -> Example:

@@ -16,7 +16,7 @@ def test_a_diagnosis_is_printed_and_written(tmp_path, capsys):
     path = tmp_path / "diagnosis.json"
     assert main(["diagnose", *HOST, "--samples", "3", "--json", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert "qwen2-arithmetic-12l cut learns from qwen2-arithmetic-12l; 3 batches of 4" in printed
+    assert "qwen2-arithmetic-12l cut learns from qwen2-arithmetic-12l; 12 examples, 4 a batch" in printed
     assert "attention weighting changes the loss of keys and values by" in printed
     document = json.loads(path.read_text())
     assert set(document["scales"]) == {"ce", "kv", "kv_weighted", "codi", "cka"}
@@ -36,7 +36,24 @@ def test_a_teacher_and_data_of_ones_own(tmp_path, capsys):
     data.write_text("\n".join(json.dumps(row) for row in rows))
     models = ["--teacher", str(model_dir()), "--teacher", str(model_dir()), "--student", str(model_dir())]
     assert main(["diagnose", *HOST, *models, "--data", str(data), "--samples", "2"]) == 0
-    assert "learns from qwen2-arithmetic-12l, qwen2-arithmetic-12l" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "learns from qwen2-arithmetic-12l, qwen2-arithmetic-12l; 8 examples" in printed
+
+
+def test_a_teacher_without_data_is_given_english(capsys):
+    models = ["--teacher", str(model_dir()), "--student", str(model_dir())]
+    assert main(["diagnose", *HOST, *models, "--samples", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "8 examples, 4 a batch" in printed
+    assert "0.0000 ± 0.0000" in printed  # a student that is its teacher
+
+
+def test_without_a_folder_nothing_is_left_behind(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ["--steps", "2", "--batch", "2", "--seeds", "1", "--evaluated", "4", "--arms", "baseline"]
+    assert main(["train", *HOST, *options]) == 0
+    assert "baseline" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_training_is_compared_and_written(tmp_path, capsys):
@@ -59,12 +76,12 @@ def test_a_training_is_compared_and_written(tmp_path, capsys):
         (["diagnose", "--student-layers", "12"], "choose 1 to 11", 2),
         (["diagnose", "--config", "none.yaml"], "cannot read none.yaml", 2),
         (["diagnose", "--json", "no/where.json"], "cannot write no/where.json", 2),
-        (["diagnose", "--teacher", str(model_dir())], "need --data FILE", 2),
+        (["train", "--eval-data", "rows.jsonl"], "without --data", 2),
+        (["train", "--save-students"], "needs --out DIR", 2),
         (["diagnose", "--backend", "tpu"], "tpu", 2),
         (["train", "--out", "x", "--arms", "kd"], "arms 'kd'", 2),
         (["train", "--out", "x", "--teacher", "nowhere", "--data", "rows.jsonl"], "nowhere", 2),
         (["train", "--out", "x", "--student-layers", "30"], "choose 1 to 11", 2),
-        (["train"], "Missing option '--out'", 2),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments, words, code, capsys, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from distill.training.data import batches, bundled_data, file_data, padding_token
+from distill.training.data import batches, bundled_data, file_data, padding_token, text_data
 from hal.bundled import model_dir
 from hal.errors import UsageError
 from hal.models import read_tokenizer
@@ -56,13 +56,28 @@ def test_text_is_predicted_whole_and_cut(tmp_path):
     assert data.problems == ()
 
 
+def test_a_short_file_is_trained_on_whole(tmp_path):
+    data = file_data(TOKENIZER, written(tmp_path / "data.jsonl", questions(5)), None, 100, 2, 64, seed=0)
+    assert (len(data.train), len(data.held_out)) == (3, 2)
+
+
+def test_english_is_there_for_any_tokenizer_and_held_out_passages_are_others():
+    data = text_data(TOKENIZER, 30, 1000, 16, seed=0)
+    assert len(data.train) == 30
+    assert 50 < len(data.held_out) < 1000
+    assert data.problems == ()
+    whole = text_data(TOKENIZER, 10_000, 1000, 500, seed=0)
+    shown = {tuple(row["input_ids"]) for row in whole.train}
+    assert not any(tuple(row["input_ids"]) in shown for row in whole.held_out)
+
+
 @pytest.mark.parametrize(
-    ("rows", "train", "words"),
-    [(questions(3), 3, "holds 3 rows and 4 are needed"), ([*questions(3), {"query": "x"}], 2, "row 4 is neither")],
+    ("rows", "words"),
+    [(questions(3), "none is left to train on"), ([*questions(3), {"query": "x"}], "row 4 is neither")],
 )
-def test_too_few_or_other_rows_are_named(tmp_path, rows, train, words):
+def test_too_few_or_other_rows_are_named(tmp_path, rows, words):
     with pytest.raises(UsageError, match=words):
-        file_data(TOKENIZER, written(tmp_path / "data.jsonl", rows), None, train, 1, 64, seed=0)
+        file_data(TOKENIZER, written(tmp_path / "data.jsonl", rows), None, 10, 3, 64, seed=0)
 
 
 def test_batches_are_filled_with_what_does_not_count():
