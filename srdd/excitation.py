@@ -13,6 +13,10 @@ PERTURBATION = 0.1  # of std(input), the documents' value
 OFFSET = 50.0  # in std(input); the documents' +50 for a stream of unit variance
 AMPLIFICATION_BITS = 16
 SPIKE = 4.0  # in max(abs(offset input)): above any threshold that a kernel takes from a share of the maximum
+# In the layer's largest update u: of spikes of size s none comes back below s - u and nothing above s + u, so that a
+# clamp at 1 - m of the maximum reaches each where s > u (2 - m) / m. 32 does for m of 1/16 and more.
+CLEAR = 32.0
+HIGHEST = 1024.0  # in max(abs(offset input)): what a faulty layer returns may be of any size
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,13 @@ class Excitation:
     size: float
 
 
-def excitations(stream: torch.Tensor, layer: int, seed: int, repeats: int) -> Iterator[Excitation]:
-    """The inputs derived from a layer's own `stream`, one at a time so that one is in memory at a time: as many
-    `repeats`, an offset each way, an amplification by a power of two, which is exact, and a small random
-    perturbation. A constant stream has no scale of its own and is only repeated. Offsets and scales stay
-    below the square root of the dtype's range, because normalisation squares its input.
+def excitations(
+    stream: torch.Tensor, output: torch.Tensor, layer: int, seed: int, repeats: int
+) -> Iterator[Excitation]:
+    """The inputs derived from a layer's own `stream` and what it made of it, one at a time so that one is in memory at
+    a time: as many `repeats`, an offset each way (one with spikes), an amplification by a power of two, which is exact,
+    and a small random perturbation. A constant stream has no scale of its own and is only repeated. Offsets and scales
+    stay below the square root of the dtype's range, because normalisation squares its input.
     """
     for trial in range(repeats):
         yield Excitation(f"repeat_{trial}", stream, 0.0)
@@ -41,7 +47,9 @@ def excitations(stream: torch.Tensor, layer: int, seed: int, repeats: int) -> It
         return
     offset = min(OFFSET * std, _ceiling(stream.dtype) / SPIKE - top)
     if offset > std:
-        yield Excitation("offset_up", _spiked(wide + offset).to(stream.dtype), offset)
+        update = float((output.float() - wide).nan_to_num(0.0, 0.0, 0.0).abs().max())
+        spiked = _spiked(wide + offset, CLEAR * update, _ceiling(stream.dtype))
+        yield Excitation("offset_up", spiked.to(stream.dtype), offset)
         yield Excitation("offset_down", (wide - offset).to(stream.dtype), -offset)
     scale = _scale(top, stream.dtype)
     if scale >= 2:
@@ -52,12 +60,13 @@ def excitations(stream: torch.Tensor, layer: int, seed: int, repeats: int) -> It
     yield Excitation("perturbed", (wide + delta).to(stream.dtype), PERTURBATION * std)
 
 
-def _spiked(x: torch.Tensor) -> torch.Tensor:
-    """Every second row with a few elements far above the rest, so that each unit is the largest somewhere; as it is
-    where that would leave the range.
+def _spiked(x: torch.Tensor, clear: float, most: float) -> torch.Tensor:
+    """Every second row with a few elements far above the rest, so that each unit is the largest somewhere: as large as
+    `clear` if that is more, and no larger than `most`.
     """
     rows = x.reshape(-1, x.shape[-1]).clone()
-    top = SPIKE * float(rows.abs().max())
+    largest = float(rows.abs().max())
+    top = min(max(SPIKE * largest, clear), HIGHEST * largest, most)
     height = -(-rows.shape[0] // 2)
     for shift in range(-(-2 * rows.shape[1] // max(height, 1))):
         units = (torch.arange(height) + shift * height) % rows.shape[1]

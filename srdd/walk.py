@@ -47,8 +47,8 @@ class LayerVisit:
         return bool(torch.isfinite(self.output).all())
 
     def excitations(self, seed: int, repeats: int) -> Iterator[Excitation]:
-        """The inputs derived from this layer's own stream, one at a time, the first `repeats` that stream itself."""
-        return excitations(self.call.stream, self.index, seed, repeats)
+        """The inputs derived from this layer's stream and output, one at a time, the first `repeats` that stream."""
+        return excitations(self.call.stream, self.output, self.index, seed, repeats)
 
     def respond(self, excitation: Excitation) -> Response:
         """Run the layer, hooks and faults included, on an excitation."""

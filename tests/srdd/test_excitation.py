@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srdd.excitation import AMPLIFICATION_BITS, OFFSET, PERTURBATION, excitations
+from srdd.excitation import AMPLIFICATION_BITS, HIGHEST, OFFSET, PERTURBATION, excitations
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ALL = ["repeat_0", "repeat_1", "offset_up", "offset_down", "amplified", "perturbed"]
@@ -13,8 +13,9 @@ def stream(dtype=torch.float32, scale=1.0, seed=0, shape=(4, 16, 64)):
     return (scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
 
 
-def by_name(x, layer=3, seed=0, repeats=2):
-    return {entry.name: entry for entry in excitations(x, layer, seed, repeats)}
+def by_name(x, layer=3, seed=0, repeats=2, output=None):
+    output = x if output is None else output
+    return {entry.name: entry for entry in excitations(x, output, layer, seed, repeats)}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -111,5 +112,26 @@ def test_the_same_seed_and_layer_give_the_same_inputs_whatever_the_programs_seed
 
 
 def test_excitations_are_made_one_at_a_time():
-    assert iter(excitations(stream(), 0, 0, 2)) is not None
-    assert next(excitations(torch.full((1, 1, 4), torch.nan), 0, 0, 2)).name == "repeat_0"
+    x, broken = stream(), torch.full((1, 1, 4), torch.nan)
+    assert iter(excitations(x, x, 0, 0, 2)) is not None
+    assert next(excitations(broken, broken, 0, 0, 2)).name == "repeat_0"
+
+
+@given(st.floats(1.0, 1000.0), st.floats(1 / 16, 0.9), st.integers(0, 5))
+def test_a_clamp_at_a_share_of_the_maximum_reaches_every_unit_whatever_the_layer_adds(size, magnitude, seed):
+    x = stream(seed=seed, shape=(4, 16, 16))
+    update = size * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(seed + 1)) - 1)
+    result = by_name(x, output=x + update)["offset_up"].stream + update.flatten().roll(7).reshape(x.shape)
+    clamped = result.abs() > (1 - magnitude) * result.abs().max()
+    assert bool(clamped.flatten(0, 1).any(dim=0).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("returned", [float("inf"), float("nan"), 1e30])
+def test_whatever_a_layer_returns_its_inputs_stay_finite_and_of_a_size(dtype, returned):
+    x = stream(dtype)
+    output = x.float().clone()
+    output[0, 0, 0] = returned
+    up = by_name(x, output=output)["offset_up"].stream
+    assert bool(up.isfinite().all())
+    assert float(up.abs().max()) <= 1.01 * HIGHEST * float((x.float() + by_name(x)["offset_up"].size).abs().max())
