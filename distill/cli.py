@@ -27,7 +27,6 @@ from distill.training.arms import DEFAULT, parse_arms
 from distill.training.comparison import Outcome, Plan, compare_arms
 from distill.training.data import Data, batches, bundled_data, file_data, padding_token, text_data
 from distill.training.trainer import Recipe
-from hal.backend import TorchBackend
 from hal.bundled import model_dir
 from hal.command_line import run_command
 from hal.errors import UsageError
@@ -162,7 +161,7 @@ def train_command(
         folder = Path(given)
         require_folder(folder)
         claim(folder, settings)
-        outcome = _compare(Plan(chosen, names, recipe, seeds, folder, load, draw, save_students), target, quiet)
+        outcome = _compare(Plan(chosen, names, recipe, seeds, folder, load, draw, save_students), quiet)
     settings |= {"command": _this_command(), "seeds": seeds}
     if out is not None:
         write_text(out / "result.json", json.dumps(outcome.to_json(settings), indent=1, ensure_ascii=False) + "\n")
@@ -174,7 +173,7 @@ def train_command(
     return 0
 
 
-def _compare(plan: Plan, backend: TorchBackend, quiet: bool) -> Outcome:
+def _compare(plan: Plan, quiet: bool) -> Outcome:
     """Train and compare under a progress bar."""
     with progress_bar(quiet) as bar, _visible_log(bar.console, quiet):
         task = bar.add_task("training", total=plan.seeds * len(plan.arms) * plan.recipe.steps)
@@ -182,7 +181,7 @@ def _compare(plan: Plan, backend: TorchBackend, quiet: bool) -> Outcome:
         def progress(arm: str, seed: int, _step: int) -> None:
             bar.update(task, advance=1, description=f"{arm}, seed {seed}")
 
-        return compare_arms(plan, backend, progress)
+        return compare_arms(plan, progress)
 
 
 def _config(path: Path | None) -> DistillConfig:

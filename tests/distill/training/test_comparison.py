@@ -35,7 +35,7 @@ def test_every_loss_goes_down_and_the_teacher_stays(data):
     before = [entry.clone() for entry in models.teachers[0].parameters()]
     noted = []
     config = DistillConfig.parse({"attention": {"source": "student", "warm_up_steps": 5}, "weights": {"cka": 1.0}})
-    train_student(models, config, data, Recipe(20, 8, 1e-3), HOST, 0, lambda step, losses: noted.append((step, losses)))
+    train_student(models, config, data, Recipe(20, 8, 1e-3), 0, lambda step, losses: noted.append((step, losses)))
     assert [step for step, _ in noted] == list(range(20))
     first, last = noted[0][1], noted[-1][1]
     assert set(first) == {"total", "ce", "kv", "kv_weighted", "codi", "cka"}
@@ -47,7 +47,7 @@ def test_a_run_is_repeated_to_the_bit(data):
     ends = []
     for _ in range(2):
         models = fresh()
-        train_student(models, DistillConfig(), data, Recipe(3, 8, 1e-3), HOST, 4, lambda _step, _losses: None)
+        train_student(models, DistillConfig(), data, Recipe(3, 8, 1e-3), 4, lambda _step, _losses: None)
         ends.append([entry.detach().clone() for entry in models.student.parameters()])
     assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
 
@@ -73,7 +73,7 @@ def test_arms_are_compared_with_the_first_and_the_last_student_is_kept(tmp_path)
         save_students=True,
     )
     told = []
-    outcome = compare_arms(plan, HOST, lambda arm, seed, step: told.append((arm, seed, step)))
+    outcome = compare_arms(plan, lambda arm, seed, step: told.append((arm, seed, step)))
     assert told[-1] == ("attention", 1, 4)
     assert len(told) == 16
     assert set(outcome.values) == {BEFORE, "baseline", "attention"}
@@ -89,7 +89,7 @@ def test_arms_are_compared_with_the_first_and_the_last_student_is_kept(tmp_path)
     assert "comparisons show no difference" in statements(outcome)[-1]
     assert outcome.to_json({})["schema"] == "distill-training/1"
     told.clear()
-    assert compare_arms(plan, HOST, lambda *step: told.append(step)) == outcome
+    assert compare_arms(plan, lambda *step: told.append(step)) == outcome
     assert told == []  # every run was there
 
 
