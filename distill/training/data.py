@@ -14,7 +14,7 @@ from hal.bundled.arithmetic import Problem, problems
 from hal.bundled.text import passages
 from hal.errors import UsageError
 from hal.rows import question_and_answer, read_rows
-from hal.supervised import Example, collate, example
+from hal.supervised import IGNORED, Example, collate, example
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,16 @@ def text_data(tokenizer: Any, train: int, held_out: int, tokens: int, seed: int)
         [{"text": text} for text in passages(split, None, seed)[:count]]  # type: ignore[arg-type]  # two literals
         for split, count in (("train", train), ("held-out", held_out))
     )
-    return Data(_tokenized(shown, tokenizer, tokens), _tokenized(asked, tokenizer, tokens))
+    return Data([_tokens(row, tokenizer, tokens) for row in shown], [_tokens(row, tokenizer, tokens) for row in asked])
 
 
 def file_data(
     tokenizer: Any, path: Path, held_out: Path | None, train: int, tested: int, tokens: int, seed: int
 ) -> Data:
     """At most `train` rows of `path` and `tested` of `held_out` (None: others of `path`), drawn by `seed`; each a
-    question with an answer, or a "text". Longer ones are cut to `tokens`. Raises UsageError for too few rows, or one
-    that is neither.
+    question with an answer, or a "text". Longer ones are cut to `tokens`, texts at their end and questions at their
+    beginning, so that the answer stays; what then predicts no token is left out. Raises UsageError for too few rows,
+    one that is neither, or where none is left.
     """
     draw = random.Random(f"distill:{seed}")  # noqa: S311 -- reproducible, not secret
     rows, first = _shuffled(path, draw), tested if held_out is None else 0
@@ -58,11 +59,12 @@ def file_data(
         raise UsageError(
             f"{path} holds {len(rows)} rows, of which {first} are to be held out: none is left to train on"
         )
-    asked = (rows if held_out is None else _shuffled(held_out, draw))[:tested]
-    found = [problem for row in asked if (problem := question_and_answer(row)) is not None]
-    shown = rows[first : first + train]
-    problems_alone = found if len(found) == len(asked) else ()
-    return Data(_tokenized(shown, tokenizer, tokens), _tokenized(asked, tokenizer, tokens), problems_alone)
+    told = _predicting(rows[first : first + train], path, tokenizer, tokens)
+    tests = _predicting(
+        (rows if held_out is None else _shuffled(held_out, draw))[:tested], held_out or path, tokenizer, tokens
+    )
+    found = [problem for row, _ in tests if (problem := question_and_answer(row)) is not None]
+    return Data([shown for _, shown in told], [shown for _, shown in tests], found if len(found) == len(tests) else ())
 
 
 def batches(
@@ -92,13 +94,23 @@ def _usable(row: Any) -> bool:
     return isinstance(row, dict) and (question_and_answer(row) is not None or isinstance(row.get("text"), str))
 
 
-def _tokenized(rows: Sequence[dict[str, Any]], tokenizer: Any, longest: int) -> list[Example]:
-    return [_tokens(row, tokenizer, longest) for row in rows]
+def _predicting(
+    rows: Sequence[dict[str, Any]], path: Path, tokenizer: Any, longest: int
+) -> list[tuple[dict[str, Any], Example]]:
+    """The rows of which a token is predicted, each with its tokens; a first token is not, nothing stands before it."""
+    made = [(row, _tokens(row, tokenizer, longest)) for row in rows]
+    found = [(row, tokens) for row, tokens in made if any(label != IGNORED for label in tokens["labels"][1:])]
+    if rows and not found:
+        raise UsageError(
+            f"none of {len(rows)} rows of {path} has a token to predict within --max-tokens {longest}: give longer "
+            "texts, or answers that are not empty"
+        )
+    return found
 
 
 def _tokens(row: dict[str, Any], tokenizer: Any, longest: int) -> Example:
     problem = question_and_answer(row)
     if problem is not None:
-        return {name: values[:longest] for name, values in example(problem, tokenizer).items()}
+        return {name: values[-longest:] for name, values in example(problem, tokenizer).items()}
     tokens = tokenizer(row["text"])["input_ids"][:longest]
     return {"input_ids": tokens, "labels": tokens}
