@@ -70,7 +70,8 @@ def compare_arms(plan: Plan, progress: Callable[[str, int, int], None]) -> Outco
     for seed in range(plan.seeds):
         for arm in (BEFORE, *plan.arms):
             run = partial(_run, plan, arm, seed, progress)
-            record = made_once(plan.folder / f"{arm}-seed{seed}.json", run)
+            student = [plan.folder / arm / "config.json"] if plan.saves(arm, seed) else []
+            record = made_once(plan.folder / f"{arm}-seed{seed}.json", run, student)
             for measure, value in record["values"].items():
                 outcome.values.setdefault(arm, {}).setdefault(measure, []).append(value)
             for name, ends in record["losses"].items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from hal.bundled import model_dir
 from hal.errors import UsageError
 from hal.models import load_model
 from hal.registry import get_backend
+from hal.significance import compare, correct
 
 HOST = get_backend("cpu-reference")
 
@@ -104,6 +107,21 @@ def test_each_arm_asks_for_what_its_name_says():
     assert made["shuffled"].kv.shuffled
     teacher = DistillConfig.parse({"attention": {"source": "teacher"}})
     assert ARMS["attention"](teacher).attention.source == "teacher"
+
+
+def test_arms_differ_whatever_the_configuration_says():
+    for document in ({"weights": {"cka": 0}}, {"kv": {"shuffled": True}}, {"attention": {"source": "teacher"}}):
+        made = [change(DistillConfig.parse(document)) for change in ARMS.values()]
+        assert all(one != other for at, one in enumerate(made) for other in made[:at])
+        assert [entry.kv.shuffled for entry in made] == [name == "shuffled" for name in ARMS]
+
+
+def test_the_p_that_decided_is_printed():
+    pairs = ("a", [0.125, 0.25, 0.375]), ("b", [0.625, 0.75, 0.875])  # seed by seed the same difference: no paired test
+    (found,) = correct([compare("accuracy", *pairs)])
+    assert math.isnan(found.p_paired_corrected)
+    lines = statements(Outcome(("a", "b"), comparisons=[found]))
+    assert lines[0] == f"accuracy: a lower than b by 0.500 (p {found.p_corrected:.2g})"
 
 
 def test_unknown_arms_are_refused():
