@@ -91,7 +91,7 @@ def _key_values(model: nn.Module, cache: Any, number: int, tokens: int) -> tuple
     layers = [entry for entry in getattr(cache, "layers", ()) if getattr(entry, "keys", None) is not None]
     if len(layers) != number or any(entry.keys.shape[-2] != tokens for entry in layers):
         raise UsageError(
-            f"{name} does not keep the keys and values of all {tokens} tokens in all {number} layers (a sliding window, "
-            "or layers without attention): use shorter texts or another model"
+            f"{name} does not keep the keys and values of all {tokens} tokens in all {number} layers (a sliding "
+            "window, or layers without attention): use shorter texts or another model"
         )
     return tuple(KeyValues(entry.keys, entry.values) for entry in layers)
