@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,21 @@ def file_data(
         raise UsageError(
             f"{path} holds {len(rows)} rows, of which {first} are to be held out: none is left to train on"
         )
-    told = _predicting(rows[first : first + train], path, tokenizer, tokens)
-    tests = _predicting(
-        (rows if held_out is None else _shuffled(held_out, draw))[:tested], held_out or path, tokenizer, tokens
+    shown = _predicting(rows, tokenizer, tokens)
+    others = shown if held_out is None else _predicting(_shuffled(held_out, draw), tokenizer, tokens)
+    tests, told = list(islice(others, tested)), list(islice(shown, train))
+    for found, file in ((tests, held_out or path), (told, path)):
+        if not found and (found is told or tested):
+            raise UsageError(
+                f"{file} has too few rows with a token to predict within --max-tokens {tokens}: give longer texts, or "
+                "answers that are not empty"
+            )
+    problems_alone = [problem for row, _ in tests if (problem := question_and_answer(row)) is not None]
+    return Data(
+        [tokenized for _, tokenized in told],
+        [tokenized for _, tokenized in tests],
+        problems_alone if len(problems_alone) == len(tests) else (),
     )
-    found = [problem for row, _ in tests if (problem := question_and_answer(row)) is not None]
-    return Data([shown for _, shown in told], [shown for _, shown in tests], found if len(found) == len(tests) else ())
 
 
 def batches(
@@ -95,17 +105,13 @@ def _usable(row: Any) -> bool:
 
 
 def _predicting(
-    rows: Sequence[dict[str, Any]], path: Path, tokenizer: Any, longest: int
-) -> list[tuple[dict[str, Any], Example]]:
+    rows: Sequence[dict[str, Any]], tokenizer: Any, longest: int
+) -> Iterator[tuple[dict[str, Any], Example]]:
     """The rows of which a token is predicted, each with its tokens; a first token is not, nothing stands before it."""
-    made = [(row, _tokens(row, tokenizer, longest)) for row in rows]
-    found = [(row, tokens) for row, tokens in made if any(label != IGNORED for label in tokens["labels"][1:])]
-    if rows and not found:
-        raise UsageError(
-            f"none of {len(rows)} rows of {path} has a token to predict within --max-tokens {longest}: give longer "
-            "texts, or answers that are not empty"
-        )
-    return found
+    for row in rows:
+        tokens = _tokens(row, tokenizer, longest)
+        if any(label != IGNORED for label in tokens["labels"][1:]):
+            yield row, tokens
 
 
 def _tokens(row: dict[str, Any], tokenizer: Any, longest: int) -> Example:

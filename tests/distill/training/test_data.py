@@ -102,6 +102,7 @@ def test_rows_that_predict_nothing_are_left_out(tmp_path):
     path = written(tmp_path / "data.jsonl", rows)
     data = file_data(TOKENIZER, path, path, 6, 6, 16, seed=0)
     assert len(data.train) == len(data.held_out) == 2
+    assert len(file_data(TOKENIZER, path, None, 1, 1, 16, seed=3).train) == 1  # others are taken in their place
     mixed = written(tmp_path / "mixed.jsonl", [{"text": ""}, *questions(3)])
     assert len(file_data(TOKENIZER, path, mixed, 6, 4, 16, seed=0).problems) == 3
 
@@ -111,5 +112,5 @@ def test_a_file_of_rows_that_predict_nothing_is_named(tmp_path, split):
     good = written(tmp_path / "good.jsonl", questions(3))
     empty = written(tmp_path / "empty.jsonl", [{"text": ""}] * 3)
     files = (empty, good) if split == "train" else (good, empty)
-    with pytest.raises(UsageError, match=r"none of 3 rows of .*empty\.jsonl has a token .* --max-tokens 64"):
+    with pytest.raises(UsageError, match=r"empty\.jsonl has too few rows with a token .* --max-tokens 64"):
         file_data(TOKENIZER, *files, 3, 3, 64, seed=0)
