@@ -20,7 +20,9 @@ from hal.supervised import IGNORED, Example, collate, example
 
 @dataclass(frozen=True)
 class Data:
-    """Examples for training and held-out ones, as tokens; and where all of the latter are questions, the `problems`."""
+    """Examples for training and held-out ones, as tokens; and where all of the latter are questions, the `problems`,
+    those that are whole.
+    """
 
     train: Sequence[Example]
     held_out: Sequence[Example]
@@ -69,12 +71,8 @@ def file_data(
                 f"{file} has too few rows with a token to predict within --max-tokens {tokens}: give longer texts, or "
                 "answers that are not empty"
             )
-    problems_alone = [problem for row, _ in tests if (problem := question_and_answer(row)) is not None]
-    return Data(
-        [tokenized for _, tokenized in told],
-        [tokenized for _, tokenized in tests],
-        problems_alone if len(problems_alone) == len(tests) else (),
-    )
+    asked = _whole([row for row, _ in tests], tokenizer, tokens)
+    return Data([tokenized for _, tokenized in told], [tokenized for _, tokenized in tests], asked)
 
 
 def batches(
@@ -112,6 +110,14 @@ def _predicting(
         tokens = _tokens(row, tokenizer, longest)
         if any(label != IGNORED for label in tokens["labels"][1:]):
             yield row, tokens
+
+
+def _whole(rows: Sequence[dict[str, Any]], tokenizer: Any, longest: int) -> Sequence[Problem]:
+    """The questions among `rows` that are not cut, none where some are texts."""
+    found = [problem for row in rows if (problem := question_and_answer(row)) is not None]
+    if len(found) < len(rows):
+        return ()
+    return [problem for problem in found if len(example(problem, tokenizer)["input_ids"]) <= longest]
 
 
 def _tokens(row: dict[str, Any], tokenizer: Any, longest: int) -> Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import torch
@@ -45,11 +46,14 @@ def _accuracy(models: Models, data: Data) -> float:
     """How many questions are answered right, asked as in training."""
     student: Any = models.student
     prompts = [asked(problem, models.tokenizer) for problem in data.problems]
-    replies = completions(student, models.tokenizer, prompts, max_new_tokens=longest_answer(data) + _MORE)
+    longest = max(len(ids) for ids in models.tokenizer(prompts, add_special_tokens=False)["input_ids"])
+    positions = getattr(student.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    room = max(1, int(min(_longest_answer(data) + _MORE, positions - longest)))
+    replies = completions(student, models.tokenizer, prompts, max_new_tokens=room)
     pairs = zip(data.problems, replies, strict=True)
     return sum(is_right(problem.answer, reply) for problem, reply in pairs) / len(replies)
 
 
-def longest_answer(data: Data) -> int:
+def _longest_answer(data: Data) -> int:
     """The most tokens that a held-out example predicts."""
     return max(sum(label != IGNORED for label in row["labels"]) for row in data.held_out)

@@ -95,6 +95,7 @@ def test_a_question_that_is_too_long_loses_its_beginning_and_keeps_its_answer(tm
         assert len(row["input_ids"]) == 16
         told = [label for label in row["labels"] if label != IGNORED]
         assert TOKENIZER.decode(told, skip_special_tokens=True).strip() == "2"
+    assert data.problems == []  # not asked, because it was not learnt whole
 
 
 def test_rows_that_predict_nothing_are_left_out(tmp_path):

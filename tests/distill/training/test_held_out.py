@@ -13,7 +13,7 @@ from hal.supervised import IGNORED, example
 from tests.conftest import byte_level_tokenizer, random_model
 
 TOKENIZER = byte_level_tokenizer()
-PROBLEMS = [Problem("data", f"{at}+1=", "It is " + "so " * at + str(at + 1), "") for at in (1, 30)]
+PROBLEMS = [Problem("data", f"{at}+1=", "It is " + "so " * (at // 3) + str(at + 1), "") for at in (1, 30)]
 
 
 def models():
@@ -42,3 +42,11 @@ def test_a_batch_that_predicts_nothing_counts_for_nothing():
     with_it = held_out(models(), Data([], [row, nothing]), 1)
     assert math.isfinite(with_it[LOSS])
     assert with_it == held_out(models(), Data([], [row]), 1)
+
+
+def test_a_reply_ends_where_the_models_positions_do():
+    model = random_model("gpt2", layers=2)  # of 128 positions
+    problem = Problem("data", "What is " + "very " * 20 + "1+1?", "2" * 10, "")
+    rows = [example(problem, TOKENIZER)]
+    assert 110 < len(rows[0]["input_ids"]) < 128
+    assert ACCURACY in held_out(Models(model, (model,), TOKENIZER, ("it", "it")), Data(rows, rows, [problem]), 1)
