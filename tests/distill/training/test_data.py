@@ -105,7 +105,7 @@ def test_rows_that_predict_nothing_are_left_out(tmp_path):
     assert len(data.train) == len(data.held_out) == 2
     assert len(file_data(TOKENIZER, path, None, 1, 1, 16, seed=3).train) == 1  # others are taken in their place
     mixed = written(tmp_path / "mixed.jsonl", [{"text": ""}, *questions(3)])
-    assert len(file_data(TOKENIZER, path, mixed, 6, 4, 16, seed=0).problems) == 3
+    assert len(file_data(TOKENIZER, path, mixed, 6, 4, 64, seed=0).problems) == 3
 
 
 @pytest.mark.parametrize("split", ["train", "held-out"])
