@@ -21,13 +21,12 @@ from rich.logging import RichHandler
 from distill.config import WARM_UP, DistillConfig
 from distill.diagnosis import diagnose
 from distill.measure import loss_samples
-from distill.students import load_models
+from distill.students import Models, load_models, require_positions
 from distill.text import markdown, show_diagnosis, show_outcome
-from distill.training.arms import DEFAULT, parse_arms
+from distill.training.arms import ARMS, DEFAULT, parse_arms
 from distill.training.comparison import Outcome, Plan, compare_arms
 from distill.training.data import Data, batches, bundled_data, file_data, padding_token, text_data
-from distill.training.trainer import Recipe
-from hal.backend import TorchBackend
+from distill.training.trainer import Recipe, rehearse
 from hal.bundled import model_dir
 from hal.command_line import run_command
 from hal.errors import UsageError
@@ -63,6 +62,9 @@ Rows = Annotated[
 ]
 Tokens = Annotated[int, typer.Option(min=8, help="Longest example, in tokens.")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that a checkpoint brings along: read it first.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 
 
@@ -87,6 +89,7 @@ def diagnose_command(
     dtype: Dtype = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Which examples are drawn.")] = 0,
     quiet: Quiet = False,
+    trust_remote_code: RemoteCode = False,
 ) -> int:
     """Measure every loss between student and teacher, what it comes to in the total, and advise on weights."""
     if json_file is not None:
@@ -96,7 +99,8 @@ def diagnose_command(
         # Its effect is one of the things to be seen before a training is begun.
         chosen = chosen.model_copy(update={"attention": chosen.attention.model_copy(update={"source": "student"})})
     target = get_backend(backend, device)
-    models = load_models(target, teacher or [model_dir()], student, student_layers, dtype)
+    models = load_models(target, teacher or [model_dir()], student, student_layers, dtype, trust_remote_code)
+    require_positions(models, max_tokens)
     drawn = _data(models.tokenizer, seed, (teacher, data, None), samples * batch, 0, max_tokens).train
     with progress_bar(quiet) as bar:
         task = bar.add_task("losses", total=math.ceil(len(drawn) / batch))
@@ -132,7 +136,7 @@ def train_command(
     eval_data: Annotated[Path | None, typer.Option(help="Held-out rows; further ones of --data if left out.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of a run.")] = 200,
     batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 16,
-    rate: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 5e-4,
+    rate: Annotated[float, typer.Option(min=0, max=1, help="Learning rate.")] = 5e-4,
     evaluated: Annotated[int, typer.Option(min=1, help="Held-out examples.")] = 200,
     max_tokens: Tokens = 512,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds; at least 5 to say anything.")] = 3,
@@ -141,12 +145,14 @@ def train_command(
     device: Device = None,
     dtype: Dtype = "float32",
     quiet: Quiet = False,
+    trust_remote_code: RemoteCode = False,
 ) -> int:
     """Train the student with less and with more of the distillation, several seeds each, and compare. Resumable."""
     names, recipe = parse_arms(arms), Recipe(steps, batch, rate)
     chosen = _with_warm_up(_config(config), steps)
     target, rows = get_backend(backend, device), (teacher, data, eval_data)
-    load = partial(load_models, target, teacher or [model_dir()], student, student_layers, dtype)
+    teachers = teacher or [model_dir()]
+    load = partial(load_models, target, teachers, student, student_layers, dtype, trust_remote_code)
 
     def draw(tokenizer: Any, seed: int) -> Data:
         return _data(tokenizer, seed, rows, steps * batch, evaluated, max_tokens)
@@ -154,15 +160,17 @@ def train_command(
     if out is None and save_students:
         raise UsageError("--save-students needs --out DIR, where they are saved")
     models = load()
-    draw(models.tokenizer, 0)  # whatever is wrong with models and data is said before a folder is made
+    require_positions(models, max_tokens)
+    _rehearse(models, Plan(chosen, names, recipe, seeds, Path(), load, draw))
     settings: dict[str, Any] = {"models": models.names, "config": chosen.model_dump(), "recipe": asdict(recipe)}
-    settings |= {"dtype": dtype, "evaluated": evaluated, "data": [str(path) for path in (data, eval_data) if path]}
+    settings |= {"dtype": dtype, "evaluated": evaluated, "max_tokens": max_tokens, "student_layers": student_layers}
+    settings |= {"teachers": _resolved(*teachers), "student": _resolved(student), "data": _resolved(data, eval_data)}
     del models
     with nullcontext(out) if out is not None else TemporaryDirectory() as given:
         folder = Path(given)
         require_folder(folder)
         claim(folder, settings)
-        outcome = _compare(Plan(chosen, names, recipe, seeds, folder, load, draw, save_students), target, quiet)
+        outcome = _compare(Plan(chosen, names, recipe, seeds, folder, load, draw, save_students), quiet)
     settings |= {"command": _this_command(), "seeds": seeds}
     if out is not None:
         write_text(out / "result.json", json.dumps(outcome.to_json(settings), indent=1, ensure_ascii=False) + "\n")
@@ -174,7 +182,19 @@ def train_command(
     return 0
 
 
-def _compare(plan: Plan, backend: TorchBackend, quiet: bool) -> Outcome:
+def _rehearse(models: Models, plan: Plan) -> None:
+    """Whatever is wrong with models, configuration and data is said before a folder is made."""
+    data = plan.data(models.tokenizer, 0)
+    for arm in plan.arms:
+        rehearse(models, ARMS[arm](plan.config), data, plan.recipe)
+
+
+def _resolved(*paths: Path | None) -> list[str]:
+    """The same from wherever it is asked."""
+    return [str(path.resolve()) for path in paths if path is not None]
+
+
+def _compare(plan: Plan, quiet: bool) -> Outcome:
     """Train and compare under a progress bar."""
     with progress_bar(quiet) as bar, _visible_log(bar.console, quiet):
         task = bar.add_task("training", total=plan.seeds * len(plan.arms) * plan.recipe.steps)
@@ -182,7 +202,7 @@ def _compare(plan: Plan, backend: TorchBackend, quiet: bool) -> Outcome:
         def progress(arm: str, seed: int, _step: int) -> None:
             bar.update(task, advance=1, description=f"{arm}, seed {seed}")
 
-        return compare_arms(plan, backend, progress)
+        return compare_arms(plan, progress)
 
 
 def _config(path: Path | None) -> DistillConfig:

@@ -43,9 +43,9 @@ class ForwardPass:
         )
 
     def shapes(self) -> list[torch.Size]:
-        """The shapes of its hidden states, keys and values."""
+        """The shapes of its hidden states, keys, values and attention."""
         return [
-            *(entry.shape for entry in self.hidden),
+            *(entry.shape for entry in (*self.hidden, *(self.attention or ()))),
             *(tensor.shape for entry in self.key_values for tensor in (entry.keys, entry.values)),
         ]
 
@@ -68,7 +68,7 @@ def run_pass(model: nn.Module, batch: Mapping[str, torch.Tensor], attention: boo
     return ForwardPass(
         logits=output.logits,
         hidden=tuple(output.hidden_states[1:]),
-        key_values=_key_values(model, output.past_key_values, tokens),
+        key_values=_key_values(model, output.past_key_values, len(output.hidden_states) - 1, tokens),
         attention=tuple(output.attentions) if attention else None,
         counted=batch["attention_mask"].bool(),
     )
@@ -84,14 +84,14 @@ def require_eager(model: Any) -> None:
         raise UsageError(f"{type(model).__name__} gives no attention weights: use no attention weighting") from error
 
 
-def _key_values(model: nn.Module, cache: Any, tokens: int) -> tuple[KeyValues, ...]:
+def _key_values(model: nn.Module, cache: Any, number: int, tokens: int) -> tuple[KeyValues, ...]:
     name = type(model).__name__
     if cache is None:
         raise UsageError(f"{name} returned no keys and values: switch gradient checkpointing off, or use another model")
     layers = [entry for entry in getattr(cache, "layers", ()) if getattr(entry, "keys", None) is not None]
-    if not layers or any(entry.keys.shape[-2] != tokens for entry in layers):
+    if len(layers) != number or any(entry.keys.shape[-2] != tokens for entry in layers):
         raise UsageError(
-            f"{name} does not keep the keys and values of all {tokens} tokens (a sliding window, or layers without "
-            "attention): use shorter texts or another model"
+            f"{name} does not keep the keys and values of all {tokens} tokens in all {number} layers (a sliding "
+            "window, or layers without attention): use shorter texts or another model"
         )
     return tuple(KeyValues(entry.keys, entry.values) for entry in layers)

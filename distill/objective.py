@@ -47,8 +47,8 @@ class Objective(nn.Module):
     """The losses of `config` between a student and its teachers, called with a pass of each over the same tokens; no
     gradient reaches a teacher. Where widths differ the student's are projected to the teacher's; projections and a
     learnable routing are its parameters, to be trained with the student and thrown away afterwards. `student` and
-    `teachers` are one pass of each, off which widths are read. Raises UsageError where teachers, layers or weights do
-    not fit.
+    `teachers` are one pass of each, off which widths are read. What is random follows from the seed of `config`.
+    Raises UsageError where teachers, layers or weights do not fit.
     """
 
     def __init__(self, config: DistillConfig, student: ForwardPass, teachers: Sequence[ForwardPass]) -> None:
@@ -58,11 +58,11 @@ class Objective(nn.Module):
         teacher = teachers[0]
         width = teacher.hidden[-1].shape[-1]
         self.config = config
-        self.key_values = KeyValueMatch(config.kv, config.attention, student, teacher)
-        self.hidden_projection = projection(student.hidden[-1].shape[-1], width)
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self.key_values = KeyValueMatch(config.kv, config.attention, student, teacher, self._generator)
+        self.hidden_projection = projection(student.hidden[-1].shape[-1], width, self._generator)
         self.routing = make_routing(config.routing, width, len(teachers))
         self._cka_pairs = layer_pairs(config.cka_layers, len(student.hidden), len(teacher.hidden))
-        self._generator = torch.Generator().manual_seed(config.seed)
         self.to(student.logits.device)
 
     def forward(

@@ -88,7 +88,8 @@ def summaries(teachers: Sequence[ForwardPass]) -> torch.Tensor:
 
 def fuse(teachers: Sequence[ForwardPass], shares: torch.Tensor) -> ForwardPass:
     """The passes of several teachers over the same tokens as one, in which keys, values, hidden states and attention
-    are their means under `shares` [batch, teachers]. Raises UsageError for teachers that differ in shape.
+    are their means under `shares` [batch, teachers]; logits, which no loss reads, are the first teacher's. Raises
+    UsageError for teachers that differ in shape.
     """
     first = teachers[0]
     if any(teacher.shapes() != first.shapes() for teacher in teachers):
@@ -106,7 +107,7 @@ def fuse(teachers: Sequence[ForwardPass], shares: torch.Tensor) -> ForwardPass:
         mean([teacher.attention_of(at) for teacher in teachers]) for at in range(len(first.attention))
     )
     return ForwardPass(
-        logits=mean([teacher.logits for teacher in teachers]),
+        logits=first.logits,
         hidden=tuple(mean([teacher.hidden[at] for teacher in teachers]) for at in range(len(first.hidden))),
         key_values=tuple(
             KeyValues(

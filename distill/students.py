@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from distill.losses.layers import teacher_layer
 from hal.backend import TorchBackend
 from hal.errors import UsageError
 from hal.models import LoadedModel, load_model
-from hal.structure import find_layer_stack
+from hal.structure import LayerStack, find_layer_stack
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,12 @@ class Models:
 
 
 def load_models(
-    backend: TorchBackend, teachers: Sequence[Path], student: Path | None, layers: int | None, dtype: str
+    backend: TorchBackend,
+    teachers: Sequence[Path],
+    student: Path | None,
+    layers: int | None,
+    dtype: str,
+    trust_remote_code: bool = False,
 ) -> Models:
     """Load the checkpoints `teachers` and `student`; without a student one is cut from the first teacher, with so many
     `layers` (None: half of them). Raises UsageError where tokenizers differ, because the models would be compared at
@@ -39,7 +45,7 @@ def load_models(
     if student is not None and layers is not None:
         raise UsageError(f"--student-layers {layers} cuts a student from the teacher, and --student brings one")
     directories = [*teachers, *([] if student is None else [student])]
-    loaded = [load_model(directory, backend, dtype) for directory in directories]
+    loaded = [load_model(directory, backend, dtype, trust_remote_code) for directory in directories]
     for entry in loaded:
         _require_usable(entry, loaded[0])
     frozen = tuple(entry.model.requires_grad_(False) for entry in loaded[: len(teachers)])
@@ -47,6 +53,15 @@ def load_models(
     name = f"{teachers[0].name} cut" if student is None else student.name
     names = (name, *(directory.name for directory in teachers))
     return Models(made.train().requires_grad_(True), frozen, loaded[0].tokenizer, names)
+
+
+def require_positions(models: Models, tokens: int) -> None:
+    """Raise UsageError when one of the models has fewer positions than `tokens`."""
+    for name, model in zip(models.names, (models.student, *models.teachers), strict=True):
+        config: Any = model.config
+        most = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and tokens > most:
+            raise UsageError(f"--max-tokens {tokens}: {name} has {most} positions; give {most} or less")
 
 
 def _require_usable(entry: LoadedModel, teacher: LoadedModel) -> None:
@@ -66,7 +81,8 @@ def _require_usable(entry: LoadedModel, teacher: LoadedModel) -> None:
 
 def shallower(teacher: Any, layers: int | None = None) -> nn.Module:
     """A student of the teacher's class and width with `layers` of its layers (None: half), evenly spaced and its last
-    one among them, and everything around them. Raises UsageError for a number that leaves none, or none out.
+    one among them, and everything around them, to the bit and in the same dtypes. Raises UsageError for a number that
+    leaves none, or none out, and for layers that differ by their position.
     """
     stack = find_layer_stack(teacher)
     number = max(1, len(stack) // 2) if layers is None else layers
@@ -77,15 +93,39 @@ def shallower(teacher: Any, layers: int | None = None) -> nn.Module:
     config.num_hidden_layers = number
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in kept]
-    student: nn.Module = type(teacher)(config)
-    places = {stack.site(old): stack.site(new) for new, old in enumerate(kept)}
-    weights = {}
-    for name, value in teacher.state_dict().items():
+    student: Any = type(teacher)(config)
+    try:
+        student.load_state_dict(_of_layers(kept, stack, teacher.state_dict()))
+    except RuntimeError as error:
+        raise UsageError(f"layers of {type(teacher).__name__} differ by position: give --student") from error
+    _take_over(student.to(next(teacher.parameters()).device), _of_layers(kept, stack, _tensors(teacher)))
+    student.generation_config = copy.deepcopy(teacher.generation_config)
+    made: nn.Module = student.train(teacher.training)
+    return made
+
+
+def _of_layers(kept: Sequence[int], stack: LayerStack, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of the layers that are `kept`, under the names they have in the student, and those around all layers."""
+    places = {old: new for new, old in enumerate(kept)}
+    found = {}
+    for name, value in tensors.items():
         layer = stack.layer_of(name)
         if layer is None:
-            weights[name] = value
-        elif stack.site(layer) in places:
-            weights[places[stack.site(layer)] + name.removeprefix(stack.site(layer))] = value
-    student.load_state_dict(weights)
-    first = next(iter(teacher.parameters()))
-    return student.to(first.device, first.dtype).train(teacher.training)
+            found[name] = value
+        elif layer in places:
+            found[stack.site(places[layer]) + name.removeprefix(stack.site(layer))] = value
+    return found
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, also those that no checkpoint holds: rotary frequencies stay in float32 when a model is
+    loaded in bfloat16, and a cast of the whole student would round them.
+    """
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _take_over(student: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give the student copies of these `tensors` wherever it has one of that name and shape."""
+    for name, value in _tensors(student).items():
+        if name in tensors and tensors[name].shape == value.shape:
+            value.data = tensors[name].detach().clone()

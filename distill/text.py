@@ -59,7 +59,7 @@ def statements(outcome: Outcome) -> list[str]:
     shown = [entry for entry in outcome.comparisons if entry.verdict != "not shown"]
     lines = [
         f"{entry.name}: {entry.first} {entry.verdict} than {entry.second} by {abs(entry.difference):.3f} "
-        f"(p {entry.p_paired_corrected:.2g})"
+        f"(p {entry.p_decisive:.2g})"
         for entry in shown
     ]
     if outcome.comparisons:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from hal.errors import UsageError
+
+# What pydantic puts into a place for the member of a union that it tried: "list[int]", "literal['a','b']".
+_UNION_TAG: Final = re.compile(r"\w+\[.*\]")
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -23,7 +27,7 @@ def read_yaml(path: Path) -> Any:
         raise UsageError(f"cannot read {path}: {error}") from error
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
@@ -38,8 +42,8 @@ def validated(model: type[Document], document: Mapping[Any, Any], source: str) -
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    first = _deepest(error)
+    place = ".".join(str(part) for part in first["loc"] if not _UNION_TAG.fullmatch(str(part)))
     if first["type"] == "extra_forbidden":
         known = _keys(model, first["loc"][:-1])
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
@@ -49,6 +53,17 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] in ("value_error", "missing"):
         return f"{place}: {message}" if place else message
     return f"{place} is {first['input']!r}: {message}"
+
+
+def _deepest(error: ValidationError) -> Any:
+    """The first thing that is wrong; of the members of a union the one that came farthest."""
+    first = error.errors()[0]
+    place = first["loc"][:-1]
+    if not first["loc"] or not _UNION_TAG.fullmatch(str(first["loc"][-1])):
+        return first
+    return max(
+        (entry for entry in error.errors() if entry["loc"][: len(place)] == place), key=lambda it: len(it["loc"])
+    )
 
 
 def _keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:

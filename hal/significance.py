@@ -61,10 +61,14 @@ class Comparison:
         pair by pair; where that is impossible Welch's test decides. A difference between samples without any spread (a
         few equal accuracies) is not shown: no test applies.
         """
-        p = self.p_corrected if math.isnan(self.p_paired_corrected) else self.p_paired_corrected
-        if not p < LEVEL:
+        if not self.p_decisive < LEVEL:
             return "not shown"
         return "lower" if self.difference < 0 else "higher"
+
+    @property
+    def p_decisive(self) -> float:
+        """The corrected p that the verdict rests on: the paired one, or Welch's where pairs allow no test."""
+        return self.p_corrected if math.isnan(self.p_paired_corrected) else self.p_paired_corrected
 
 
 def summarise(values: Sequence[float]) -> Summary:

@@ -8,25 +8,43 @@ from typing import Any, Final
 import torch
 
 from hal.bundled.arithmetic import Problem
+from hal.errors import UsageError
 
 IGNORED: Final = -100  # a label that no loss counts
 
 Example = dict[str, list[int]]
 
 
+def asked(problem: Problem, tokenizer: Any) -> str:
+    """The question as it stands before its answer in training: in the tokenizer's chat template where it has one, else
+    a line of its own.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return f"{problem.question}\n"
+    return str(tokenizer.apply_chat_template(problem.messages, tokenize=False, add_generation_prompt=True))
+
+
 def example(problem: Problem, tokenizer: Any) -> Example:
     """The tokens of question and answer, in the tokenizer's chat template where it has one, and as labels those of the
-    answer.
+    answer. Raises UsageError for a template by which a conversation does not begin with what is asked.
     """
-    if getattr(tokenizer, "chat_template", None):
-        asked = tokenizer.apply_chat_template(problem.messages, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(problem.conversation, tokenize=False)
-    else:
-        asked = f"{problem.question}\n"
-        whole = f"{asked}{problem.answer}{tokenizer.eos_token or ''}"
-    question = tokenizer(asked, add_special_tokens=False)["input_ids"]
-    reply = tokenizer(whole.removeprefix(asked), add_special_tokens=False)["input_ids"]
+    prompt = asked(problem, tokenizer)
+    question = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    reply = tokenizer(_told(problem, prompt, tokenizer), add_special_tokens=False)["input_ids"]
     return {"input_ids": question + reply, "labels": [IGNORED] * len(question) + reply}
+
+
+def _told(problem: Problem, prompt: str, tokenizer: Any) -> str:
+    """The answer as it stands behind `prompt`, with what ends it."""
+    if not getattr(tokenizer, "chat_template", None):
+        return f"{problem.answer}{tokenizer.eos_token or ''}"
+    whole = str(tokenizer.apply_chat_template(problem.conversation, tokenize=False))
+    if not whole.startswith(prompt):
+        raise UsageError(
+            f"the chat template of {tokenizer.name_or_path} asks with ...{prompt[-30:]!r}, and no conversation in it "
+            "begins so: use a tokenizer whose template repeats its generation prompt before the answer"
+        )
+    return whole.removeprefix(prompt)
 
 
 def collate(rows: Sequence[Example], padding: int) -> dict[str, torch.Tensor]:

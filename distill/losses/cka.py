@@ -45,9 +45,12 @@ def linear_cka(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 def cka_loss(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], counted: torch.Tensor) -> torch.Tensor:
     """1 - CKA, the mean over pairs of layers, each [batch, tokens, width], over the tokens that are `counted` [batch,
-    tokens]; of more than `MOST`, over so many evenly spaced ones.
+    tokens]; of more than `MOST`, over so many evenly spaced ones. Fewer than 4 say nothing: a batch of so few
+    contributes 0, and training goes on.
     """
     places = counted.flatten().nonzero().flatten()
+    if len(places) < FEWEST:
+        return torch.zeros((), device=counted.device)
     if len(places) > MOST:
         places = places[torch.linspace(0, len(places) - 1, MOST).long()]
     pairs = zip(student, teacher, strict=True)

@@ -18,11 +18,16 @@ from distill.losses.projection import projection
 class KeyValueMatch(nn.Module):
     """The distance of a student's keys and values from a teacher's, both aligned at the last token: the mean over keys,
     values and the layers of `options`. `student` and `teacher` are a pass of each, off which widths are read; where
-    they differ, a projection is learnt.
+    they differ, a projection is learnt, which `generator` draws.
     """
 
     def __init__(
-        self, options: KvOptions, attention: AttentionWeighting, student: ForwardPass, teacher: ForwardPass
+        self,
+        options: KvOptions,
+        attention: AttentionWeighting,
+        student: ForwardPass,
+        teacher: ForwardPass,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self._options = options
@@ -30,7 +35,7 @@ class KeyValueMatch(nn.Module):
         self._warm_up = WarmUp(attention.steps, attention.source)
         self._pairs = layer_pairs(options.layers, len(student.key_values), len(teacher.key_values))
         self.projections = nn.ModuleList(
-            projection(ours.shape[-1], theirs.shape[-1])
+            projection(ours.shape[-1], theirs.shape[-1], generator)
             for layer, other in self._pairs
             for ours, theirs in zip(student.key_values[layer].tokens, teacher.key_values[other].tokens, strict=True)
         )

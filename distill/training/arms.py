@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from distill.config import DistillConfig
+from distill.config import DistillConfig, Weights
 from hal.errors import UsageError
 
 
@@ -18,20 +18,19 @@ def _changed(config: DistillConfig, **sections: Mapping[str, object]) -> Distill
 
 
 def _baseline(config: DistillConfig) -> DistillConfig:
-    return _changed(config, attention={"source": "none"}, weights={"cka": 0.0})
+    return _changed(config, attention={"source": "none"}, weights={"cka": 0.0}, kv={"shuffled": False})
 
 
 def _attention(config: DistillConfig) -> DistillConfig:
-    return _changed(config, attention={"source": _source(config)}, weights={"cka": 0.0})
+    return _changed(_baseline(config), attention={"source": _source(config)})
 
 
 def _attention_and_cka(config: DistillConfig) -> DistillConfig:
-    return _changed(config, attention={"source": _source(config)})
+    return _changed(_attention(config), weights={"cka": config.weights.cka or Weights().cka})
 
 
 def _cross_entropy(config: DistillConfig) -> DistillConfig:
-    nothing = dict.fromkeys(("kv", "codi", "cka", "contrastive"), 0.0)
-    return _changed(config, attention={"source": "none"}, weights=nothing)
+    return _changed(_baseline(config), weights=dict.fromkeys(("kv", "codi", "cka", "contrastive"), 0.0))
 
 
 def _shuffled(config: DistillConfig) -> DistillConfig:

@@ -15,7 +15,7 @@ from distill.training.arms import ARMS
 from distill.training.data import Data
 from distill.training.held_out import held_out
 from distill.training.trainer import Recipe, save_student, train_student
-from hal.backend import TorchBackend
+from hal.errors import UsageError
 from hal.run_folder import made_once
 from hal.significance import Comparison, compare, correct
 
@@ -36,8 +36,9 @@ class Outcome:
 
     def to_json(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Plain JSON values; what is not finite becomes null."""
-        compared = [{**_finite(asdict(entry)), "verdict": entry.verdict} for entry in self.comparisons]
-        return {"schema": SCHEMA, "settings": dict(settings), **asdict(self), "comparisons": compared}
+        compared = [{**asdict(entry), "verdict": entry.verdict} for entry in self.comparisons]
+        document = {"schema": SCHEMA, "settings": dict(settings), **asdict(self), "comparisons": compared}
+        return {name: _finite(value) for name, value in document.items()}
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,21 @@ class Plan:
     data: Callable[[Any, int], Data]
     save_students: bool = False
 
+    def saves(self, arm: str, seed: int) -> bool:
+        """Whether the student of this run is kept."""
+        return self.save_students and arm != BEFORE and seed == self.seeds - 1
 
-def compare_arms(plan: Plan, backend: TorchBackend, progress: Callable[[str, int, int], None]) -> Outcome:
+
+def compare_arms(plan: Plan, progress: Callable[[str, int, int], None]) -> Outcome:
     """Train every arm with every seed, save what the folder already holds, measure held-out data before and after, and
     compare. `progress` is told of arm, seed and step.
     """
     outcome = Outcome(plan.arms)
     for seed in range(plan.seeds):
         for arm in (BEFORE, *plan.arms):
-            run = partial(_run, plan, arm, seed, backend, progress)
-            record = made_once(plan.folder / f"{arm}-seed{seed}.json", run)
+            run = partial(_run, plan, arm, seed, progress)
+            student = [plan.folder / arm / "config.json"] if plan.saves(arm, seed) else []
+            record = made_once(plan.folder / f"{arm}-seed{seed}.json", run, student)
             for measure, value in record["values"].items():
                 outcome.values.setdefault(arm, {}).setdefault(measure, []).append(value)
             for name, ends in record["losses"].items():
@@ -75,24 +81,34 @@ def compare_arms(plan: Plan, backend: TorchBackend, progress: Callable[[str, int
     return outcome
 
 
-def _run(
-    plan: Plan, arm: str, seed: int, backend: TorchBackend, progress: Callable[[str, int, int], None]
-) -> dict[str, Any]:
+def _run(plan: Plan, arm: str, seed: int, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
     """Train one arm with one seed (the untrained student not at all) and measure it."""
     models = plan.models()
     data = plan.data(models.tokenizer, seed)
     noted: list[dict[str, float]] = []
 
     def note(step: int, losses: dict[str, float]) -> None:
+        _require_finite(f"{arm}, seed {seed}, step {step + 1}", losses)
         noted.append(losses)
         progress(arm, seed, step + 1)
 
     if arm != BEFORE:
-        train_student(models, ARMS[arm](plan.config), data, plan.recipe, backend, seed, note)
-        if plan.save_students and seed == plan.seeds - 1:
-            save_student(models, plan.folder / arm)
+        train_student(models, ARMS[arm](plan.config), data, plan.recipe, seed, note)
+    values = held_out(models, data, plan.recipe.batch)
+    _require_finite(f"{arm}, seed {seed}, held-out data", values)
+    if plan.saves(arm, seed):
+        save_student(models, plan.folder / arm)
     ends = {name: (noted[0][name], noted[-1][name]) for name in (noted[0] if noted else ())}
-    return {"values": held_out(models, data, plan.recipe.batch), "losses": ends}
+    return {"values": values, "losses": ends}
+
+
+def _require_finite(where: str, losses: Mapping[str, float]) -> None:
+    """Refuse to go on with a student that has diverged; the parts are named before their sum."""
+    found = sorted(
+        (name for name, value in losses.items() if not math.isfinite(value)), key=lambda name: name == "total"
+    )
+    if found:
+        raise UsageError(f"{where}: the loss '{found[0]}' is {losses[found[0]]}, not finite: lower --rate")
 
 
 def _compared(outcome: Outcome) -> list[Comparison]:
@@ -109,8 +125,10 @@ def _compared(outcome: Outcome) -> list[Comparison]:
     )
 
 
-def _finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in numbers.items()
-    }
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have, however deep they lie."""
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

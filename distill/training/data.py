@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from hal.bundled.arithmetic import Problem, problems
 from hal.bundled.text import passages
 from hal.errors import UsageError
 from hal.rows import question_and_answer, read_rows
-from hal.supervised import Example, collate, example
+from hal.supervised import IGNORED, Example, collate, example
 
 
 @dataclass(frozen=True)
 class Data:
-    """Examples for training and held-out ones, as tokens; and where all of the latter are questions, the `problems`."""
+    """Examples for training and held-out ones, as tokens; and where all of the latter are questions, the `problems`,
+    those that are whole.
+    """
 
     train: Sequence[Example]
     held_out: Sequence[Example]
@@ -42,15 +45,16 @@ def text_data(tokenizer: Any, train: int, held_out: int, tokens: int, seed: int)
         [{"text": text} for text in passages(split, None, seed)[:count]]  # type: ignore[arg-type]  # two literals
         for split, count in (("train", train), ("held-out", held_out))
     )
-    return Data(_tokenized(shown, tokenizer, tokens), _tokenized(asked, tokenizer, tokens))
+    return Data([_tokens(row, tokenizer, tokens) for row in shown], [_tokens(row, tokenizer, tokens) for row in asked])
 
 
 def file_data(
     tokenizer: Any, path: Path, held_out: Path | None, train: int, tested: int, tokens: int, seed: int
 ) -> Data:
     """At most `train` rows of `path` and `tested` of `held_out` (None: others of `path`), drawn by `seed`; each a
-    question with an answer, or a "text". Longer ones are cut to `tokens`. Raises UsageError for too few rows, or one
-    that is neither.
+    question with an answer, or a "text". Longer ones are cut to `tokens`, texts at their end and questions at their
+    beginning, so that the answer stays; what then predicts no token is left out. Raises UsageError for too few rows,
+    one that is neither, or where none is left.
     """
     draw = random.Random(f"distill:{seed}")  # noqa: S311 -- reproducible, not secret
     rows, first = _shuffled(path, draw), tested if held_out is None else 0
@@ -58,11 +62,17 @@ def file_data(
         raise UsageError(
             f"{path} holds {len(rows)} rows, of which {first} are to be held out: none is left to train on"
         )
-    asked = (rows if held_out is None else _shuffled(held_out, draw))[:tested]
-    found = [problem for row in asked if (problem := question_and_answer(row)) is not None]
-    shown = rows[first : first + train]
-    problems_alone = found if len(found) == len(asked) else ()
-    return Data(_tokenized(shown, tokenizer, tokens), _tokenized(asked, tokenizer, tokens), problems_alone)
+    shown = _predicting(rows, tokenizer, tokens)
+    others = shown if held_out is None else _predicting(_shuffled(held_out, draw), tokenizer, tokens)
+    tests, told = list(islice(others, tested)), list(islice(shown, train))
+    for found, file in ((tests, held_out or path), (told, path)):
+        if not found and (found is told or tested):
+            raise UsageError(
+                f"{file} has too few rows with a token to predict within --max-tokens {tokens}: give longer texts, or "
+                "answers that are not empty"
+            )
+    asked = _whole([row for row, _ in tests], tokenizer, tokens)
+    return Data([tokenized for _, tokenized in told], [tokenized for _, tokenized in tests], asked)
 
 
 def batches(
@@ -92,13 +102,27 @@ def _usable(row: Any) -> bool:
     return isinstance(row, dict) and (question_and_answer(row) is not None or isinstance(row.get("text"), str))
 
 
-def _tokenized(rows: Sequence[dict[str, Any]], tokenizer: Any, longest: int) -> list[Example]:
-    return [_tokens(row, tokenizer, longest) for row in rows]
+def _predicting(
+    rows: Sequence[dict[str, Any]], tokenizer: Any, longest: int
+) -> Iterator[tuple[dict[str, Any], Example]]:
+    """The rows of which a token is predicted, each with its tokens; a first token is not, nothing stands before it."""
+    for row in rows:
+        tokens = _tokens(row, tokenizer, longest)
+        if any(label != IGNORED for label in tokens["labels"][1:]):
+            yield row, tokens
+
+
+def _whole(rows: Sequence[dict[str, Any]], tokenizer: Any, longest: int) -> Sequence[Problem]:
+    """The questions among `rows` that are not cut, none where some are texts."""
+    found = [problem for row in rows if (problem := question_and_answer(row)) is not None]
+    if len(found) < len(rows):
+        return ()
+    return [problem for problem in found if len(example(problem, tokenizer)["input_ids"]) <= longest]
 
 
 def _tokens(row: dict[str, Any], tokenizer: Any, longest: int) -> Example:
     problem = question_and_answer(row)
     if problem is not None:
-        return {name: values[:longest] for name, values in example(problem, tokenizer).items()}
+        return {name: values[-longest:] for name, values in example(problem, tokenizer).items()}
     tokens = tokenizer(row["text"])["input_ids"][:longest]
     return {"input_ids": tokens, "labels": tokens}

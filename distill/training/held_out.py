@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import torch
@@ -9,12 +10,12 @@ import torch
 from distill.objective import cross_entropy
 from distill.students import Models
 from distill.training.data import Data, batches, padding_token
-from hal.evaluation import as_prompt, completions, is_right
+from hal.evaluation import completions, is_right
 from hal.structure import evaluation_mode
-from hal.supervised import IGNORED
+from hal.supervised import IGNORED, asked
 
 LOSS, ACCURACY, AGREEMENT = "loss", "accuracy", "agreement with the teacher"
-_REPLY: Final = 64  # tokens; a bundled answer has five, a written-out one more
+_MORE: Final = 8  # tokens that a reply may have beyond the longest answer
 
 
 def held_out(models: Models, data: Data, size: int) -> dict[str, float]:
@@ -30,13 +31,29 @@ def held_out(models: Models, data: Data, size: int) -> dict[str, float]:
             ours, theirs = student(**inputs).logits, models.teachers[0](**inputs).logits
             told = batch["labels"][:, 1:] != IGNORED
             number = int(told.sum())
+            if not number:
+                continue
             losses += float(cross_entropy(ours, batch["labels"])) * number
             agreed += int((ours.argmax(-1) == theirs.argmax(-1))[:, :-1][told].sum())
             tokens += number
         found = {LOSS: losses / tokens, AGREEMENT: agreed / tokens}
         if data.problems:
-            prompts = [as_prompt(models.tokenizer, problem.question) for problem in data.problems]
-            replies = completions(student, models.tokenizer, prompts, max_new_tokens=_REPLY)
-            pairs = zip(data.problems, replies, strict=True)
-            found[ACCURACY] = sum(is_right(problem.answer, reply) for problem, reply in pairs) / len(replies)
+            found[ACCURACY] = _accuracy(models, data)
     return found
+
+
+def _accuracy(models: Models, data: Data) -> float:
+    """How many questions are answered right, asked as in training."""
+    student: Any = models.student
+    prompts = [asked(problem, models.tokenizer) for problem in data.problems]
+    longest = max(len(ids) for ids in models.tokenizer(prompts, add_special_tokens=False)["input_ids"])
+    positions = getattr(student.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    room = max(1, int(min(_longest_answer(data) + _MORE, positions - longest)))
+    replies = completions(student, models.tokenizer, prompts, max_new_tokens=room)
+    pairs = zip(data.problems, replies, strict=True)
+    return sum(is_right(problem.answer, reply) for problem, reply in pairs) / len(replies)
+
+
+def _longest_answer(data: Data) -> int:
+    """The most tokens that a held-out example predicts."""
+    return max(sum(label != IGNORED for label in row["labels"]) for row in data.held_out)

@@ -6,8 +6,11 @@ import json
 
 import pytest
 
+from distill import cli
 from distill.cli import main
 from hal.bundled import model_dir
+from hal.errors import UsageError
+from tests.conftest import byte_level_tokenizer, random_model
 
 HOST = ["--backend", "cpu-reference"]
 
@@ -69,6 +72,67 @@ def test_a_training_is_compared_and_written(tmp_path, capsys):
     assert "holds runs of other settings (recipe)" in capsys.readouterr().err
 
 
+SHORT = ["--steps", "1", "--batch", "2", "--seeds", "1", "--evaluated", "2", "--arms", "baseline", "--quiet"]
+
+
+def test_a_folder_is_gone_on_with_by_the_same_models_and_lengths_alone(tmp_path, capsys):
+    run = ["train", *HOST, *SHORT, "--out", str(tmp_path), "--student-layers", "1"]
+    assert main(run) == 0
+    for change, name in (
+        (["--student-layers", "2"], "student_layers"),
+        (["--max-tokens", "64"], "max_tokens"),
+        (["--student", str(model_dir())], "student"),
+    ):
+        assert main([*(run[:-2] if name == "student" else run), *change]) == 2
+        assert name in capsys.readouterr().err
+    settings = json.loads((tmp_path / "study.json").read_text())
+    assert settings["teachers"] == [str(model_dir().resolve())]
+
+
+def test_a_student_that_is_wanted_later_is_trained_again(tmp_path):
+    run = ["train", *HOST, *SHORT, "--out", str(tmp_path), "--student-layers", "1"]
+    assert main(run) == 0
+    assert not (tmp_path / "baseline").exists()
+    assert main([*run, "--save-students"]) == 0
+    assert (tmp_path / "baseline" / "model.safetensors").is_file()
+
+
+def test_a_configuration_that_does_not_fit_is_said_before_a_folder_is_made(tmp_path, capsys):
+    config = tmp_path / "distill.yaml"
+    config.write_text("cka_layers: [99]\n")
+    options = [*SHORT[:-3], "--arms", "baseline,attention-cka", "--config", str(config), "--out", str(tmp_path / "out")]
+    assert main(["train", *HOST, *options]) == 2
+    assert "layers [99]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_diagnosis_is_repeated_to_the_bit_with_projections(tmp_path):
+    random_model("qwen2", layers=2, hidden=32).save_pretrained(tmp_path / "student")
+    random_model("qwen2", layers=4, hidden=64).save_pretrained(tmp_path / "teacher")
+    found = []
+    for name in ("student", "teacher"):
+        byte_level_tokenizer().save_pretrained(tmp_path / name)
+    models = ["--teacher", str(tmp_path / "teacher"), "--student", str(tmp_path / "student"), "--max-tokens", "32"]
+    for at in range(2):
+        path = tmp_path / f"{at}.json"
+        assert main(["diagnose", *HOST, *models, "--samples", "1", "--json", str(path), "--quiet"]) == 0
+        found.append(path.read_text())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("command", ["diagnose", "train"])
+def test_code_that_a_checkpoint_brings_is_run_only_when_told(command, monkeypatch):
+    told = []
+
+    def load(*given):
+        told.append(given[-1])
+        raise UsageError("seen")
+
+    monkeypatch.setattr(cli, "load_models", load)
+    assert main([command, *HOST]) == main([command, *HOST, "--trust-remote-code"]) == 2
+    assert told == [False, True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words", "code"),
     [
@@ -82,6 +146,15 @@ def test_a_training_is_compared_and_written(tmp_path, capsys):
         (["train", "--out", "x", "--arms", "kd"], "arms 'kd'", 2),
         (["train", "--out", "x", "--teacher", "nowhere", "--data", "rows.jsonl"], "nowhere", 2),
         (["train", "--out", "x", "--student-layers", "30"], "choose 1 to 11", 2),
+        (["train", "--out", "x", "--rate", "1.5"], "--rate", 2),
+        (["train", "--out", "x", "--max-tokens", "4096"], "has 2048 positions; give 2048 or less", 2),
+        (["diagnose", "--max-tokens", "4096"], "has 2048 positions; give 2048 or less", 2),
+        (
+            ["train", "--out", "x", "--batch", "1", "--arms", "baseline,shuffled"],
+            "a batch of 1 has no other example",
+            2,
+        ),
+        (["train", "--out", "x", "--dtype", "float16"], "use --dtype float32 or bfloat16", 2),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments, words, code, capsys, tmp_path, monkeypatch):

@@ -55,6 +55,15 @@ def test_a_model_without_keys_of_all_tokens_is_refused(batch):
         run_pass(tf.MistralForCausalLM(config).eval(), batch)
 
 
+def test_a_model_of_which_some_layers_keep_no_keys_is_refused(batch):
+    config = tf.Lfm2Config(
+        vocab_size=300, hidden_size=64, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["conv", "full_attention"] * 2,
+    )  # fmt: skip
+    with torch.no_grad(), pytest.raises(UsageError, match="of all 12 tokens in all 4 layers"):
+        run_pass(tf.Lfm2ForCausalLM(config).eval(), batch)
+
+
 def test_gradient_checkpointing_is_refused(batch):
     model = random_model("qwen2", layers=2).train()
     model.activation_checkpointing_enable()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from distill.config import DistillConfig
 from distill.forward_pass import run_pass
 from distill.losses.codi import codi_loss
 from distill.losses.contrastive import contrastive_loss, pooled
+from distill.losses.kv_loss import kv_loss
 from distill.losses.negative_control import shuffled
 from distill.objective import Objective
 from hal.errors import UsageError
@@ -79,26 +82,43 @@ def test_what_has_no_weight_is_not_computed(passes, batch):
 
 def test_padding_changes_nothing(passes, batch):
     """The second example alone, without its padding, is worth what it is worth beside the first."""
-    labels = batch["labels"]
     document = {"weights": {"cka": 0}, "attention": {"source": "student"}}
-    _, whole = losses(passes["student"], [passes["teacher"]], labels, **document)
-    alone = {name: value[1:2, :8] for name, value in batch.items()}
-    first = {name: value[:1] for name, value in batch.items()}
-    parts = []
-    for part in (first, alone):
+    models = random_model("qwen2", layers=2, hidden=32), random_model("qwen2", layers=4, hidden=64)
+    objective, together = losses(passes["student"], [passes["teacher"]], batch["labels"], **document)
+    found = []
+    for rows, length in ((slice(0, 1), 12), (slice(1, 2), 8)):
+        part = {name: value[rows, :length] for name, value in batch.items()}
         with torch.no_grad():
-            models = random_model("qwen2", layers=2, hidden=32), random_model("qwen2", layers=4, hidden=64)
             ours, theirs = (run_pass(model, part, attention=True) for model in models)
-        objective = Objective(config(**document), passes["student"], [passes["teacher"]])
-        torch.manual_seed(0)
-        parts.append((objective, ours, theirs, part["labels"]))
-    shared = parts[0][0]
-    found = [shared(ours, [theirs], given) for _, ours, theirs, given in parts]
-    together = shared(passes["student"], [passes["teacher"]], labels)
-    for name in ("kv", "codi"):
+        found.append(objective(ours, [theirs], part["labels"]))
+    for name in ("kv", "kv_weighted", "codi"):
         one, two = (getattr(entry, name).item() for entry in found)
-        assert getattr(together, name).item() == pytest.approx((12 * one + 8 * two) / 20, rel=1e-4)
-    assert whole.ce.item() == pytest.approx(together.ce.item())
+        assert getattr(together, name).item() == pytest.approx((12 * one + 8 * two) / 20, rel=1e-4), name
+    one, two = (entry.ce.item() for entry in found)  # the first token of each is not predicted
+    assert together.ce.item() == pytest.approx((11 * one + 7 * two) / 18, rel=1e-4)
+    assert together.kv_weighted.item() != pytest.approx(together.kv.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("source", ["student", "teacher"])
+def test_keys_and_values_count_by_the_attention_that_tokens_receive(source, passes, batch):
+    student, teacher = passes["teacher"], passes["other"]
+    _, terms = losses(student, [teacher], batch["labels"], attention={"source": source})
+    looking = student if source == "student" else teacher
+    found = []
+    for layer, (ours, theirs) in enumerate(zip(student.key_values, teacher.key_values, strict=True)):
+        for mine, wanted in zip(ours.tokens, theirs.tokens, strict=True):
+            summed = 0.0
+            for row, length in enumerate((12, 8)):
+                received = looking.attention[layer][row, :, :length, :length].mean(0).sum(0)
+                weights = received / received.mean()
+                summed += (weights * token_distances(mine[row, :length], wanted[row, :length])).sum().item()
+            found.append(summed / 20)
+    assert terms.kv_weighted.item() == pytest.approx(sum(found) / len(found), rel=1e-4)
+
+
+def token_distances(ours, theirs):
+    apart = (ours - theirs).abs()
+    return torch.where(apart < 1, apart**2 / 2, apart - 0.5).mean(-1)
 
 
 def test_attention_is_blended_in_by_the_step(passes, batch):
@@ -112,13 +132,30 @@ def test_attention_is_blended_in_by_the_step(passes, batch):
     assert half == pytest.approx((first + last) / 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["right_crop", "r_kv"])
-def test_a_compressed_teacher_is_compared_with_the_students_last_tokens(method, passes, batch):
-    kv = {"compression": method, "length": 4}
-    _, cut = losses(passes["teacher"], [passes["other"]], batch["labels"], kv=kv)
-    _, whole = losses(passes["teacher"], [passes["other"]], batch["labels"])
-    assert cut.kv.isfinite()
-    assert cut.kv.item() != pytest.approx(whole.kv.item())
+LOOKED_AT = [1, 3, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [("right_crop", ([8, 9, 10, 11], [4, 5, 6, 7])), ("r_kv", (LOOKED_AT, LOOKED_AT))],
+)
+def test_a_compressed_teacher_is_compared_with_the_students_last_tokens(method, kept, passes, batch):
+    attention = torch.full((2, 4, 12, 12), 0.01)
+    attention[..., LOOKED_AT] = 0.2
+    student, teacher = passes["teacher"], replace(passes["other"], attention=(attention,) * 4)
+    kv = {"compression": method, "length": 4, "balance": 1.0}
+    _, cut = losses(student, [teacher], batch["labels"], kv=kv)
+    last = [8, 9, 10, 11], [4, 5, 6, 7]
+    wanted = [
+        kv_loss(at_hand(mine, last), at_hand(other, kept)).item()
+        for ours, theirs in zip(student.key_values, teacher.key_values, strict=True)
+        for mine, other in zip(ours.tokens, theirs.tokens, strict=True)
+    ]
+    assert cut.kv.item() == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)
+
+
+def at_hand(tokens, places):
+    return torch.stack([row[chosen] for row, chosen in zip(tokens, places, strict=True)])
 
 
 def test_the_negative_control_takes_another_examples_keys(passes, batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,6 +75,17 @@ def test_summaries_are_mean_states_of_counted_tokens(passes):
 def test_teachers_of_other_shapes_are_refused(passes):
     with pytest.raises(UsageError, match="of one shape"):
         fuse([passes["teacher"], passes["student"]], torch.full((2, 2), 0.5))
+    teacher = passes["teacher"]
+    fewer = replace(teacher, attention=tuple(entry[:, :2] for entry in teacher.attention))
+    for other in (fewer, replace(teacher, attention=None)):
+        with pytest.raises(UsageError, match="of one shape"):
+            fuse([teacher, other], torch.full((2, 2), 0.5))
+
+
+def test_vocabularies_may_be_filled_up_to_other_sizes(passes):
+    first, second = passes["teacher"], passes["other"]
+    longer = replace(second, logits=torch.zeros(2, 12, 320))
+    assert torch.equal(fuse([first, longer], torch.full((2, 2), 0.5)).logits, first.logits)
 
 
 def test_one_teacher_needs_no_routing_and_weights_must_be_one_each():

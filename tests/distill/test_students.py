@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers as tf
 
 from distill.students import load_models, shallower
 from hal.bundled import model_dir
@@ -36,6 +37,39 @@ def test_its_layers_are_the_teachers_at_the_same_depth():
     for ours, theirs in pairs:
         assert torch.equal(ours.mlp.down_proj.weight, theirs.mlp.down_proj.weight)
     assert [layer.self_attn.layer_idx for layer in student.model.layers] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "mixtral"])
+def test_in_bfloat16_every_tensor_is_the_teachers_rotary_frequencies_too(family, tmp_path):
+    random_model(family, layers=4).save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    models = load_models(HOST, [tmp_path], None, 1, "bfloat16")
+    theirs = {**dict(models.teachers[0].named_parameters()), **dict(models.teachers[0].named_buffers())}
+    ours = {**dict(models.student.named_parameters()), **dict(models.student.named_buffers())}
+    assert {name for name in ours if "inv_freq" in name} == {name for name in theirs if "inv_freq" in name}
+    for name, value in ours.items():
+        wanted = theirs[name.replace(".0.", ".3.", 1)]
+        assert value.dtype == wanted.dtype, name
+        assert torch.equal(value, wanted), name
+        assert value.data_ptr() != wanted.data_ptr(), name
+
+
+def test_a_cut_student_ends_its_replies_as_its_teacher_does():
+    teacher = random_model("qwen2", layers=4)
+    teacher.generation_config.eos_token_id = [5, 7]
+    student = shallower(teacher)
+    assert student.generation_config.eos_token_id == [5, 7]
+    assert student.generation_config is not teacher.generation_config
+
+
+def test_a_mixture_whose_layers_differ_by_position_is_not_cut():
+    config = tf.Qwen2MoeConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=64, moe_intermediate_size=32,
+        shared_expert_intermediate_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        num_experts=4, num_experts_per_tok=2, mlp_only_layers=[0],
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="layers of Qwen2MoeForCausalLM differ by position: give --student"):
+        shallower(tf.Qwen2MoeForCausalLM(config).eval())
 
 
 @pytest.mark.parametrize("layers", [0, 4, 9])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -28,6 +28,7 @@ class Whole(BaseModel):
     model_config = ConfigDict(extra="forbid")
     first: Section | None = None
     steps: int
+    layers: Literal["all", "last"] | list[int] = "all"
 
 
 def test_a_valid_document_becomes_its_model():
@@ -44,6 +45,8 @@ def test_a_valid_document_becomes_its_model():
         ({"steps": 3, "first": {"xyz": 1}}, "here: unknown key 'first.xyz': known keys: learning_rate, kind, rate"),
         ({}, "here: steps: Field required"),
         ({"steps": 3, "first": {"kind": "long"}}, "here: first.kind: kind 'long' is longer than 3 letters"),
+        ({"steps": 3, "layers": "first"}, "here: layers is 'first': Input should be 'all' or 'last'"),
+        ({"steps": 3, "layers": [1, "x"]}, "here: layers.1 is 'x': Input should be a valid integer"),
         ({"steps": "many"}, "here: steps is 'many': Input should be a valid integer"),
     ],
 )
@@ -52,6 +55,14 @@ def test_what_is_wrong_is_one_line(document, message):
         validated(Whole, document, "here")
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["seed: 2024-13-45", "[" * 3000, "? {a: 1}\n: 2"])
+def test_what_yaml_stumbles_over_is_not_yaml(text, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"a\.yaml is not YAML"):
+        read_yaml(path)
 
 
 def test_yaml_is_read_or_named(tmp_path):

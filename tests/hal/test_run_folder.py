@@ -35,3 +35,24 @@ def test_a_run_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError):
         made_once(tmp_path / "a.json", fail)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ['{"loss": ', "[1]", "", "\udcff"])
+def test_a_damaged_file_is_named(text, tmp_path):
+    for name, use in (
+        ("study.json", lambda: claim(tmp_path, SETTINGS)),
+        ("a.json", lambda: made_once(tmp_path / "a.json", dict)),
+    ):
+        (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
+        with pytest.raises(UsageError, match=rf"{name} is damaged .*: remove it"):
+            use()
+
+
+def test_a_run_is_made_again_when_what_belongs_to_it_is_missing(tmp_path):
+    made = []
+    beside = [tmp_path / "student.bin"]
+    for _ in range(2):
+        made_once(tmp_path / "a.json", lambda: {"made": made.append(1)}, beside)
+    beside[0].touch()
+    made_once(tmp_path / "a.json", lambda: {"made": made.append(1)}, beside)
+    assert len(made) == 2

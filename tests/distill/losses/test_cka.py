@@ -85,3 +85,8 @@ def test_tokens_that_are_all_alike_agree_with_nothing_and_give_finite_gradients(
 def test_too_few_tokens_or_other_ones_are_refused(first, second):
     with pytest.raises(UsageError, match=f"{first} and {second} tokens"):
         linear_cka(tokens(1, first, 4), tokens(2, second, 4))
+
+
+def test_a_batch_of_too_few_tokens_contributes_nothing():
+    counted = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert cka_loss([torch.randn(2, 3, 8)], [torch.randn(2, 3, 4)], counted).item() == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from hal.bundled import model_dir
 from hal.errors import UsageError
 from hal.models import load_model
 from hal.registry import get_backend
+from hal.significance import compare, correct
 
 HOST = get_backend("cpu-reference")
 
@@ -35,7 +38,7 @@ def test_every_loss_goes_down_and_the_teacher_stays(data):
     before = [entry.clone() for entry in models.teachers[0].parameters()]
     noted = []
     config = DistillConfig.parse({"attention": {"source": "student", "warm_up_steps": 5}, "weights": {"cka": 1.0}})
-    train_student(models, config, data, Recipe(20, 8, 1e-3), HOST, 0, lambda step, losses: noted.append((step, losses)))
+    train_student(models, config, data, Recipe(20, 8, 1e-3), 0, lambda step, losses: noted.append((step, losses)))
     assert [step for step, _ in noted] == list(range(20))
     first, last = noted[0][1], noted[-1][1]
     assert set(first) == {"total", "ce", "kv", "kv_weighted", "codi", "cka"}
@@ -47,7 +50,7 @@ def test_a_run_is_repeated_to_the_bit(data):
     ends = []
     for _ in range(2):
         models = fresh()
-        train_student(models, DistillConfig(), data, Recipe(3, 8, 1e-3), HOST, 4, lambda _step, _losses: None)
+        train_student(models, DistillConfig(), data, Recipe(3, 8, 1e-3), 4, lambda _step, _losses: None)
         ends.append([entry.detach().clone() for entry in models.student.parameters()])
     assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
 
@@ -73,7 +76,7 @@ def test_arms_are_compared_with_the_first_and_the_last_student_is_kept(tmp_path)
         save_students=True,
     )
     told = []
-    outcome = compare_arms(plan, HOST, lambda arm, seed, step: told.append((arm, seed, step)))
+    outcome = compare_arms(plan, lambda arm, seed, step: told.append((arm, seed, step)))
     assert told[-1] == ("attention", 1, 4)
     assert len(told) == 16
     assert set(outcome.values) == {BEFORE, "baseline", "attention"}
@@ -89,7 +92,7 @@ def test_arms_are_compared_with_the_first_and_the_last_student_is_kept(tmp_path)
     assert "comparisons show no difference" in statements(outcome)[-1]
     assert outcome.to_json({})["schema"] == "distill-training/1"
     told.clear()
-    assert compare_arms(plan, HOST, lambda *step: told.append(step)) == outcome
+    assert compare_arms(plan, lambda *step: told.append(step)) == outcome
     assert told == []  # every run was there
 
 
@@ -104,6 +107,21 @@ def test_each_arm_asks_for_what_its_name_says():
     assert made["shuffled"].kv.shuffled
     teacher = DistillConfig.parse({"attention": {"source": "teacher"}})
     assert ARMS["attention"](teacher).attention.source == "teacher"
+
+
+def test_arms_differ_whatever_the_configuration_says():
+    for document in ({"weights": {"cka": 0}}, {"kv": {"shuffled": True}}, {"attention": {"source": "teacher"}}):
+        made = [change(DistillConfig.parse(document)) for change in ARMS.values()]
+        assert all(one != other for at, one in enumerate(made) for other in made[:at])
+        assert [entry.kv.shuffled for entry in made] == [name == "shuffled" for name in ARMS]
+
+
+def test_the_p_that_decided_is_printed():
+    pairs = ("a", [0.125, 0.25, 0.375]), ("b", [0.625, 0.75, 0.875])  # seed by seed the same difference: no paired test
+    (found,) = correct([compare("accuracy", *pairs)])
+    assert math.isnan(found.p_paired_corrected)
+    lines = statements(Outcome(("a", "b"), comparisons=[found]))
+    assert lines[0] == f"accuracy: a lower than b by 0.500 (p {found.p_corrected:.2g})"
 
 
 def test_unknown_arms_are_refused():

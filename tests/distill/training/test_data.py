@@ -86,3 +86,32 @@ def test_batches_are_filled_with_what_does_not_count():
     assert [len(batch["input_ids"]) for batch in made] == [3, 1]
     assert made[0]["labels"][1].tolist() == [7, IGNORED, IGNORED]
     assert made[0]["attention_mask"].sum() == 7
+
+
+def test_a_question_that_is_too_long_loses_its_beginning_and_keeps_its_answer(tmp_path):
+    rows = [{"question": "What is " + "very " * 60 + "1+1?", "answer": "2"} for _ in range(4)]
+    data = file_data(TOKENIZER, written(tmp_path / "data.jsonl", rows), None, 2, 2, 16, seed=0)
+    for row in (*data.train, *data.held_out):
+        assert len(row["input_ids"]) == 16
+        told = [label for label in row["labels"] if label != IGNORED]
+        assert TOKENIZER.decode(told, skip_special_tokens=True).strip() == "2"
+    assert data.problems == []  # not asked, because it was not learnt whole
+
+
+def test_rows_that_predict_nothing_are_left_out(tmp_path):
+    rows = [{"text": text} for text in ("", "a", "Water boils.", "", "The letter lies there.", "")]
+    path = written(tmp_path / "data.jsonl", rows)
+    data = file_data(TOKENIZER, path, path, 6, 6, 16, seed=0)
+    assert len(data.train) == len(data.held_out) == 2
+    assert len(file_data(TOKENIZER, path, None, 1, 1, 16, seed=3).train) == 1  # others are taken in their place
+    mixed = written(tmp_path / "mixed.jsonl", [{"text": ""}, *questions(3)])
+    assert len(file_data(TOKENIZER, path, mixed, 6, 4, 64, seed=0).problems) == 3
+
+
+@pytest.mark.parametrize("split", ["train", "held-out"])
+def test_a_file_of_rows_that_predict_nothing_is_named(tmp_path, split):
+    good = written(tmp_path / "good.jsonl", questions(3))
+    empty = written(tmp_path / "empty.jsonl", [{"text": ""}] * 3)
+    files = (empty, good) if split == "train" else (good, empty)
+    with pytest.raises(UsageError, match=r"empty\.jsonl has too few rows with a token .* --max-tokens 64"):
+        file_data(TOKENIZER, *files, 3, 3, 64, seed=0)
