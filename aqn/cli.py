@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from aqn.command_options import Backend, Device, Dtype, Model, Out, Quiet, Seeds, counted, numbers, wide_console
+from aqn.command_options import PROGRAM, Backend, Device, Dtype, Model, Out, Quiet, Seeds, counted, numbers
 from aqn.experiment_commands import application as experiments
 from aqn.experiment_commands import finish as experiments_finish
 from aqn.guide import advice_for, guide, summary
@@ -17,13 +17,11 @@ from aqn.scanning import scan_elsewhere
 from aqn.schedule_registry import default_registry, schedule
 from aqn.training.command import train_command
 from aqn.training.model_ab import model_ab_command
-from hal.command_line import run_command
+from hal.command_line import run_command, wide_console
 from hal.errors import UsageError
 from hal.files import require_writable, write_text
 from hal.registry import get_backend
 from srdd.report import load_report
-
-PROGRAM = "python -m aqn"
 
 app = typer.Typer(
     add_completion=False,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 
 from hal.errors import UsageError
 from hal.progress_bar import progress_bar
+
+PROGRAM: Final = "python -m aqn"
 
 Backend = Annotated[str, typer.Option(help="Backend to run on: auto, cpu-reference, cuda, npu, or a plug-in's.")]
 Device = Annotated[str | None, typer.Option(help="Device: an index, or for example npu:1.")]
@@ -45,17 +45,6 @@ def integers(text: str, option: str) -> list[int]:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise UsageError(f"{option} {text}: give whole numbers separated by commas") from None
-
-
-def this_command() -> str:
-    """The command that is being run, for the record."""
-    return " ".join(["python -m aqn", *sys.argv[1:]])
-
-
-def wide_console() -> Console:
-    """A console for tables: as wide as the terminal, and wide enough for them where there is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from aqn.command_options import (
+    PROGRAM,
     Backend,
     Data,
     Device,
@@ -21,8 +22,6 @@ from aqn.command_options import (
     counted,
     integers,
     numbers,
-    this_command,
-    wide_console,
 )
 from aqn.experiments.comparison import run_comparison
 from aqn.experiments.gradient_flow import run_gradient_flow
@@ -33,6 +32,7 @@ from aqn.experiments.result import Result
 from aqn.experiments.subject import Subject, load_subject
 from aqn.experiments.systematic import run_systematic
 from aqn.experiments.tables import show
+from hal.command_line import this_command, wide_console
 from hal.errors import UsageError
 from hal.files import require_folder
 from hal.registry import get_backend
@@ -54,7 +54,7 @@ def finish(result: Result, out: Path | None, quiet: bool) -> int:
         show(result, wide_console())
     if out is not None:
         require_folder(out)
-        result.options["command"] = this_command()
+        result.options["command"] = this_command(PROGRAM)
         for path in save(result, out):
             if not quiet:
                 wide_console().print(f"written: {path}", highlight=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -28,7 +27,7 @@ from distill.training.comparison import Outcome, Plan, compare_arms
 from distill.training.data import Data, batches, bundled_data, file_data, padding_token, text_data
 from distill.training.trainer import Recipe, rehearse
 from hal.bundled import model_dir
-from hal.command_line import run_command
+from hal.command_line import run_command, this_command, wide_console
 from hal.errors import UsageError
 from hal.files import require_folder, require_writable, write_text
 from hal.progress_bar import progress_bar
@@ -111,8 +110,8 @@ def diagnose_command(
         write_text(json_file, json.dumps(found.to_json(), indent=1) + "\n")
     if not quiet:
         names = f"{models.names[0]} learns from {', '.join(models.names[1:])}"
-        _console().print(f"{names}; {len(drawn)} examples, {batch} a batch", highlight=False)
-        show_diagnosis(found, _console())
+        wide_console().print(f"{names}; {len(drawn)} examples, {batch} a batch", highlight=False)
+        show_diagnosis(found, wide_console())
     return 0
 
 
@@ -171,14 +170,14 @@ def train_command(
         require_folder(folder)
         claim(folder, settings)
         outcome = _compare(Plan(chosen, names, recipe, seeds, folder, load, draw, save_students), quiet)
-    settings |= {"command": _this_command(), "seeds": seeds}
+    settings |= {"command": this_command(PROGRAM), "seeds": seeds}
     if out is not None:
         write_text(out / "result.json", json.dumps(outcome.to_json(settings), indent=1, ensure_ascii=False) + "\n")
-        write_text(out / "result.md", markdown(outcome, _this_command()))
+        write_text(out / "result.md", markdown(outcome, this_command(PROGRAM)))
     if not quiet:
-        show_outcome(outcome, _console())
+        show_outcome(outcome, wide_console())
         if out is not None:
-            _console().print(f"written: {out}", highlight=False)
+            wide_console().print(f"written: {out}", highlight=False)
     return 0
 
 
@@ -249,13 +248,3 @@ def _visible_log(console: Console, quiet: bool) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
-
-
-def _console() -> Console:
-    """As wide as the terminal, and wide enough for tables where there is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
-
-
-def _this_command() -> str:
-    return " ".join([PROGRAM, *sys.argv[1:]])

@@ -20,7 +20,7 @@ from distill.losses.negative_control import shuffled
 from distill.losses.projection import projection
 from distill.routing import LearnableRouting, concentration, fuse, make_routing, summaries
 from hal.errors import UsageError
-from hal.supervised import IGNORED
+from hal.ops.loss import IGNORED
 
 
 @dataclass(frozen=True)

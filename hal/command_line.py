@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
+from rich.console import Console
 
 from hal.errors import HalError
 
@@ -34,6 +35,17 @@ def run_command(application: typer.Typer, arguments: Sequence[str], program: str
     if result == INTERRUPTED:  # what typer makes of a KeyboardInterrupt, in silence
         return _fail("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
+
+
+def this_command(program: str) -> str:
+    """The command that is being run, for the record; `program` is what stands for the file that python was given."""
+    return " ".join([program, *sys.argv[1:]])
+
+
+def wide_console() -> Console:
+    """A console for tables: as wide as the terminal, and wide enough for them where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
 
 
 def _fail(message: str, code: int) -> int:

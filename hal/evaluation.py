@@ -11,11 +11,11 @@ import torch
 from torch.nn import functional
 
 from hal.errors import UsageError
+from hal.ops.loss import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_IGNORED: Final = -100  # a target that is padding
 _NUMBER: Final = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -88,9 +88,9 @@ def text_losses(
     for batch in _batches(tokenizer, texts, batch_size):
         inputs = _tokens(tokenizer, batch, model, "right", max_tokens, add_special_tokens)
         logits = model(**inputs).logits[:, :-1].float()
-        targets = inputs["input_ids"][:, 1:].masked_fill(inputs["attention_mask"][:, 1:] == 0, _IGNORED)
-        each = functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=_IGNORED, reduction="none")
-        sums, counts = each.sum(1).tolist(), (targets != _IGNORED).sum(1).tolist()
+        targets = inputs["input_ids"][:, 1:].masked_fill(inputs["attention_mask"][:, 1:] == 0, IGNORED)
+        each = functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+        sums, counts = each.sum(1).tolist(), (targets != IGNORED).sum(1).tolist()
         losses.extend(TextLoss(nats, tokens) for nats, tokens in zip(sums, counts, strict=True))
     return losses
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from hal.bundled.arithmetic import Problem
 from hal.errors import UsageError
-
-IGNORED: Final = -100  # a label that no loss counts
+from hal.evaluation import as_prompt
+from hal.ops.loss import IGNORED
 
 Example = dict[str, list[int]]
 
@@ -21,7 +21,7 @@ def asked(problem: Problem, tokenizer: Any) -> str:
     """
     if not getattr(tokenizer, "chat_template", None):
         return f"{problem.question}\n"
-    return str(tokenizer.apply_chat_template(problem.messages, tokenize=False, add_generation_prompt=True))
+    return as_prompt(tokenizer, problem.question)
 
 
 def example(problem: Problem, tokenizer: Any) -> Example:

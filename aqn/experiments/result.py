@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 import torch
 
+from hal.plain_json import finite
 from hal.significance import Comparison, Summary, compare, correct, summarise
 
 SCHEMA: Final = "aqn-experiment/1"
@@ -77,19 +77,9 @@ class Result:
             "comparisons": [{**asdict(entry), "verdict": entry.verdict} for entry in self.comparisons],
             "statements": self.statements,
         }
-        return _finite(document)  # type: ignore[no-any-return]  # a mapping stays one
+        return finite(document)  # type: ignore[no-any-return]  # a mapping stays one
 
 
 def environment(versions: Mapping[str, str]) -> dict[str, str]:
     """Where this ran."""
     return {"python": platform.python_version(), "torch": torch.__version__, **versions}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return value

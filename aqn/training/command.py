@@ -15,6 +15,7 @@ from aqn.experiments.tables import show
 from aqn.training.arms import ARMS, Fault
 from aqn.training.recipe import Recipe
 from hal.bundled import model_dir
+from hal.command_line import this_command, wide_console
 from hal.errors import UsageError
 from hal.files import require_folder, write_text
 from hal.registry import get_backend
@@ -84,13 +85,13 @@ def train_command(
     require_folder(out)
     with option.counted("training", quiet) as progress:
         result = run_study(study, target, out, study.counter(progress), source)
-    result.options["command"] = option.this_command()
+    result.options["command"] = this_command(option.PROGRAM)
     save(result, out)
     lines = curves(out, chosen, "reward" if method == "grpo" else "loss")
     _save_curves(out, lines, "reward" if method == "grpo" else "loss")
     if not quiet:
-        show(result, option.wide_console())
-        option.wide_console().print(f"written: {out}", highlight=False)
+        show(result, wide_console())
+        wide_console().print(f"written: {out}", highlight=False)
     return 0
 
 

@@ -18,6 +18,7 @@ from aqn.training.recipe import Recipe
 from aqn.training.study import Study
 from hal.backend import TorchBackend
 from hal.bundled import model_dir
+from hal.command_line import this_command
 from hal.errors import UsageError
 from hal.files import require_folder
 from hal.registry import get_backend
@@ -89,7 +90,7 @@ def model_ab_command(
     )
     require_folder(out)
     result = compare_models(study, target, out, quiet)
-    result.options["command"] = option.this_command()
+    result.options["command"] = this_command(option.PROGRAM)
     save(result, out)
     if not quiet:
         show(result, Console())

@@ -16,6 +16,7 @@ from distill.training.data import Data
 from distill.training.held_out import held_out
 from distill.training.trainer import Recipe, save_student, train_student
 from hal.errors import UsageError
+from hal.plain_json import finite
 from hal.run_folder import made_once
 from hal.significance import Comparison, compare, correct
 
@@ -38,7 +39,7 @@ class Outcome:
         """Plain JSON values; what is not finite becomes null."""
         compared = [{**asdict(entry), "verdict": entry.verdict} for entry in self.comparisons]
         document = {"schema": SCHEMA, "settings": dict(settings), **asdict(self), "comparisons": compared}
-        return {name: _finite(value) for name, value in document.items()}
+        return {name: finite(value) for name, value in document.items()}
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,3 @@ def _compared(outcome: Outcome) -> list[Comparison]:
             for arm, other in pairs
         ]
     )
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for numbers that JSON does not have, however deep they lie."""
-    if isinstance(value, Mapping):
-        return {name: _finite(entry) for name, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,8 +14,9 @@ import torch
 from hal.bundled.arithmetic import Problem, problems
 from hal.bundled.text import passages
 from hal.errors import UsageError
+from hal.ops.loss import IGNORED
 from hal.rows import question_and_answer, read_rows
-from hal.supervised import IGNORED, Example, collate, example
+from hal.supervised import Example, collate, example
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,9 @@ def file_data(
     shown = _predicting(rows, tokenizer, tokens)
     others = shown if held_out is None else _predicting(_shuffled(held_out, draw), tokenizer, tokens)
     tests, told = list(islice(others, tested)), list(islice(shown, train))
-    for found, file in ((tests, held_out or path), (told, path)):
-        if not found and (found is told or tested):
-            raise UsageError(
-                f"{file} has too few rows with a token to predict within --max-tokens {tokens}: give longer texts, or "
-                "answers that are not empty"
-            )
+    if tested:
+        _require_some(tests, held_out or path, tokens)
+    _require_some(told, path, tokens)
     asked = _whole([row for row, _ in tests], tokenizer, tokens)
     return Data([tokenized for _, tokenized in told], [tokenized for _, tokenized in tests], asked)
 
@@ -87,6 +85,14 @@ def batches(
 def padding_token(tokenizer: Any) -> int:
     """The token to fill batches with; any will do, because it is masked."""
     return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+
+
+def _require_some(found: Sequence[Any], file: Path, tokens: int) -> None:
+    if not found:
+        raise UsageError(
+            f"{file} has too few rows with a token to predict within --max-tokens {tokens}: give longer texts, or "
+            "answers that are not empty"
+        )
 
 
 def _shuffled(path: Path, draw: random.Random) -> list[dict[str, Any]]:

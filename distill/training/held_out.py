@@ -11,8 +11,9 @@ from distill.objective import cross_entropy
 from distill.students import Models
 from distill.training.data import Data, batches, padding_token
 from hal.evaluation import completions, is_right
+from hal.ops.loss import IGNORED
 from hal.structure import evaluation_mode
-from hal.supervised import IGNORED, asked
+from hal.supervised import asked
 
 LOSS, ACCURACY, AGREEMENT = "loss", "accuracy", "agreement with the teacher"
 _MORE: Final = 8  # tokens that a reply may have beyond the longest answer

@@ -8,7 +8,8 @@ from hal.bundled import model_dir
 from hal.bundled.arithmetic import Problem
 from hal.errors import UsageError
 from hal.models import read_tokenizer
-from hal.supervised import IGNORED, asked, collate, example
+from hal.ops.loss import IGNORED
+from hal.supervised import asked, collate, example
 from tests.conftest import byte_level_tokenizer
 
 PROBLEM = Problem("addition", "What is 40+2?", "42", "40+2")

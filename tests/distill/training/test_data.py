@@ -11,7 +11,7 @@ from distill.training.data import batches, bundled_data, file_data, padding_toke
 from hal.bundled import model_dir
 from hal.errors import UsageError
 from hal.models import read_tokenizer
-from hal.supervised import IGNORED
+from hal.ops.loss import IGNORED
 
 TOKENIZER = read_tokenizer(model_dir(), False)
 

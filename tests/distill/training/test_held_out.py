@@ -9,7 +9,8 @@ from distill.training import held_out as module
 from distill.training.data import Data
 from distill.training.held_out import ACCURACY, LOSS, held_out
 from hal.bundled.arithmetic import Problem
-from hal.supervised import IGNORED, example
+from hal.ops.loss import IGNORED
+from hal.supervised import example
 from tests.conftest import byte_level_tokenizer, random_model
 
 TOKENIZER = byte_level_tokenizer()
