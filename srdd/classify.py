@@ -22,6 +22,10 @@ _PRIORITY = (
 )
 
 
+# What a small common factor, or truncation, looks like where replay shows it beside roundings, or does not show it.
+_LEANING = ("bias", "rounding", "corruption")
+
+
 def layer_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequence[SiteReplay]) -> str:
     """The kind of fault of a layer that `probes` accuse and whose replay `failed` at these sites, worst first."""
     if "finite" in probes:
@@ -30,8 +34,12 @@ def layer_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequenc
     if layer.stability and not {"instability", "instability_element"}.isdisjoint(probes):
         return stability_kind(layer.stability, _transfers(failed))
     kind = _deterministic_kind(layer, probes, failed)
-    leans = "rounding_drift" in probes and all(_one_way(entry) for entry in _transfers(failed))
-    return "rounding" if kind == "corruption" and leans else kind
+    if "rounding_drift" not in probes or kind not in _LEANING:
+        return kind
+    if _multiplied(layer, failed):
+        return "scale"
+    leans = kind == "corruption" and all(_one_way(entry) for entry in _transfers(failed))
+    return "rounding" if leans else kind
 
 
 def _deterministic_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequence[SiteReplay]) -> str:
@@ -53,6 +61,14 @@ def _unreplayed_kind(layer: LayerMeasurement, probes: Collection[str]) -> str:
     if "multiplicity" in probes:
         return "saturation"
     return "dead_zone" if "zeros" in probes else "corruption"
+
+
+def _multiplied(layer: LayerMeasurement, failed: Sequence[SiteReplay]) -> bool:
+    """Whether one factor explains the leaning values of the site at fault: the first that failed, or the one that leans
+    most where none did.
+    """
+    site = failed[0] if failed else layer.leaning
+    return site is not None and not math.isnan(site.factor)
 
 
 def _one_way(entry: Transfer) -> bool:

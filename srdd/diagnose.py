@@ -10,10 +10,10 @@ from statistics import median
 
 from srdd import thresholds
 from srdd.classify import layer_kind, weight_kind
-from srdd.evidence import Evidence, carries_stream, known_differences, leaning_site, violating_sites, weigh
+from srdd.evidence import Evidence, carries_stream, known_differences, violating_sites, weigh
 from srdd.measurements import LayerMeasurement, Measurements, SiteReplay
 from srdd.site_names import OF_INPUT, lies_in
-from srdd.suggest import describe_constant, describe_damage, suggestion
+from srdd.suggest import describe_constant, describe_damage, describe_factor, suggestion
 
 OUTSIDE = "outside the layers"
 
@@ -131,8 +131,7 @@ def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: 
         probes = {entry.probe for entry in alarms}
         site, operator = _place(layer, probes, failed)
         kind = layer_kind(layer, probes, failed)
-        constant = failed[0].constant if failed else None
-        detail = describe_constant(constant) if kind == "wrong_constant" and constant else ""
+        detail = _detail(kind, layer, failed)
     else:
         site, operator, detail = damaged.name.rpartition(".")[0], "", describe_damage(damaged)
         kind = weight_kind(damaged)
@@ -147,6 +146,16 @@ def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: 
         evidence=tuple(alarms),
         suggestion=suggestion(kind, layer.index, site, detail, damaged is not None, outside=not layer.is_layer),
     )
+
+
+def _detail(kind: str, layer: LayerMeasurement, failed: Sequence[SiteReplay]) -> str:
+    """What is known of the fault beyond its kind."""
+    site = failed[0] if failed else layer.leaning
+    if site is None:
+        return ""
+    if kind == "wrong_constant" and site.constant:
+        return describe_constant(site.constant)
+    return describe_factor(site.factor) if kind == "scale" and not math.isnan(site.factor) else ""
 
 
 def _sources(failed: list[SiteReplay]) -> list[SiteReplay]:
@@ -167,7 +176,7 @@ def _place(layer: LayerMeasurement, probes: Collection[str], failed: list[SiteRe
     if not failed and layer.checksum and probes == {"checksum"}:
         return layer.checksum.site, "linear"
     if not failed:
-        leaning = leaning_site(layer)
+        leaning = layer.leaning
         return leaning.site if leaning and leaning.drift > thresholds.DRIFT else layer.site, ""
     operators = [entry for entry in failed if entry.operator]
     if operators and len({entry.operator for entry in operators}) == 1:

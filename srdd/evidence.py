@@ -153,14 +153,9 @@ def _replay_evidence(layer: LayerMeasurement, known: Collection[str]) -> list[Ev
     passed = [site for site in layer.replay if site.transfer.violation <= thresholds.REPLAY]
     worst = max((site.transfer.violation for site in failed or passed), default=0.0)
     weighed = [Evidence("replay", worst, thresholds.REPLAY)]
-    leaning = leaning_site(layer)
-    return [*weighed, Evidence("rounding_drift", leaning.drift, thresholds.DRIFT)] if leaning else weighed
-
-
-def leaning_site(layer: LayerMeasurement) -> SiteReplay | None:
-    """The site whose roundings lean one way most; None where that was not asked of any."""
-    asked = [site for site in layer.replay or () if not math.isnan(site.drift)]
-    return max(asked, key=lambda site: site.drift, default=None)
+    if layer.leaning is None:
+        return weighed
+    return [*weighed, Evidence("rounding_drift", layer.leaning.drift, thresholds.DRIFT)]
 
 
 def _weight_evidence(layer: LayerMeasurement) -> list[Evidence]:

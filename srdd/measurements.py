@@ -143,7 +143,8 @@ class SiteReplay:
     them kept. `site` is the module's full name, `operator` the catalogue name of a single operator inside it
     ("" for the module's own result), `excitation` the input under which `transfer` was worst, `depth` how far
     below the layer it lies. `others` are the violating transfers under further inputs. `drift` says how far roundings
-    lean one way, towards zero or away from it, in units of what chance allows (NaN where that was not asked).
+    lean one way, towards zero or away from it, in units of what chance allows (NaN where that was not asked), and
+    `factor` by what the values of the leaning units are multiplied (NaN where that does not explain them).
     `constant` is the one that explains the values under every input, if there is one; `repeats` says whether the module
     errs in the same way when the same call is made again (None where that was not asked, or it did not err again), and
     `poisoned` that it was given NaN, or values that overflow, wherever it differs.
@@ -156,6 +157,7 @@ class SiteReplay:
     transfer: Transfer
     others: tuple[Transfer, ...] = ()
     drift: float = NAN
+    factor: float = NAN
     constant: WrongConstant | None = None
     repeats: bool | None = None
     poisoned: bool = False
@@ -211,6 +213,12 @@ class LayerMeasurement:
     def is_layer(self) -> bool:
         """Whether this is the row of a layer."""
         return bool(self.site)
+
+    @property
+    def leaning(self) -> SiteReplay | None:
+        """The replayed site whose values lean one way most; None where that was not asked of any."""
+        asked = [site for site in self.replay or () if not math.isnan(site.drift)]
+        return max(asked, key=lambda site: site.drift, default=None)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ def describe_constant(constant: WrongConstant) -> str:
     return f"{constant.name} acts as {constant.acting:.6g}, configured is {constant.configured:.6g}"
 
 
+def describe_factor(factor: float) -> str:
+    """By what the values are multiplied."""
+    return f"multiplied by about {factor:.4g}"
+
+
 def describe_damage(damage: WeightDamage) -> str:
     """Where the weight differs first, and how."""
     index = ", ".join(str(axis) for axis in damage.index)

@@ -66,18 +66,20 @@ def matmul_checksum(
 ) -> Checksum:
     """Check `y` [..., N] = `x` [..., K] @ `weight` [N, K].T + `bias` [N] by its row sums: sum_j y_ij against x_i .
     sum_j W_jk + sum_j b_j (Huang and Abraham, 1984). The bound is `sigmas` standard deviations of the rounding error,
-    taken as independent roundings (the variance-based bound of V-ABFT, arXiv 2602.08043): those of y to its dtype, of
-    the float32 accumulation of K terms one after another, and of the check's own blocked sums. float32, without a
-    matrix product, so no reduced-precision mode of the matrix units reaches it.
+    taken as independent roundings (the variance-based bound of V-ABFT, arXiv 2602.08043): those of y to its dtype,
+    which may flush its subnormal numbers, of the float32 accumulation of K terms one after another, and of the check's
+    own blocked sums. float32, without a matrix product, so no reduced-precision mode of the matrix units reaches it.
     """
     x_, weight_, y_ = x.float(), weight.float(), y.float()
     offset = torch.zeros(1, device=y.device) if bias is None else bias.float()
     terms = x_ * weight_.sum(0)
     residual = y_.sum(-1) - terms.sum(-1) - offset.sum()
-    return Checksum(residual, sigmas * _deviation(x_, weight_, y_, offset, torch.finfo(y.dtype).eps / 2))
+    return Checksum(residual, sigmas * _deviation(x_, weight_, y_, offset, torch.finfo(y.dtype)))
 
 
-def _deviation(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, bias: torch.Tensor, unit: float) -> torch.Tensor:
+def _deviation(
+    x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, bias: torch.Tensor, limits: torch.finfo
+) -> torch.Tensor:
     """Standard deviation of the rounding error of a row's residual, in the arguments' dtype."""
     column, square = weight.sum(0), weight.square().sum(0)
     accumulated = x.shape[-1] * _partial_sums(y.square().sum(-1), (x.square() * square).sum(-1))
@@ -87,7 +89,9 @@ def _deviation(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, bias: tor
         + (x.square() * _partial_sums(column.square(), square)).sum(-1)
         + _partial_sums(bias.sum().square(), bias.square().sum())
     )
-    rounded = unit**2 * y.square().sum(-1)
+    # A subnormal result may be flushed to zero.
+    lost = torch.where(y.abs() < limits.smallest_normal, limits.smallest_normal, limits.eps / 2 * y)
+    rounded = lost.square().sum(-1)
     return ((rounded + _ROUNDING**2 * (accumulated + _SUM_ROUNDINGS * checked)) / 3).sqrt()
 
 
@@ -142,7 +146,7 @@ def _checksum_reference(
     x_, weight_, y_ = host64(x), host64(weight), host64(y)
     offset = torch.zeros(1, dtype=torch.float64) if bias is None else host64(bias)
     residual = (y_ - offset).sum(-1) - (x_ @ weight_.T).sum(-1)
-    return Checksum(residual, sigmas * _deviation(x_, weight_, y_, offset, torch.finfo(y.dtype).eps / 2))
+    return Checksum(residual, sigmas * _deviation(x_, weight_, y_, offset, torch.finfo(y.dtype)))
 
 
 def _checksum_scale(*arguments: Any) -> Checksum:

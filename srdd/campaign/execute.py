@@ -15,6 +15,7 @@ from srdd.campaign.case import Case
 from srdd.campaign.outcome import Found, Outcome
 from srdd.campaign.structure import place
 from srdd.faults import ActiveFault, simulate
+from srdd.faults.mask import ImpossibleMaskError
 from srdd.report import Report
 from srdd.scan import scan
 
@@ -69,6 +70,8 @@ class CaseScanner:
                     checkpoint=loaded.directory,
                     trials=case.trials,
                 )
+        except ImpossibleMaskError as error:
+            return Outcome(key, case.content(), impossible=str(error))
         except Exception as error:  # noqa: BLE001 -- one bad case is recorded, and the campaign goes on
             return Outcome(key, case.content(), error=one_line(error))
         return _outcome(key, case, loaded, active, report)

@@ -145,7 +145,7 @@ def _unchanged(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 
 def _why(outcome: Outcome) -> str:
-    return "met no value that it alters" if outcome.calls else "its place never ran"
+    return outcome.impossible or ("met no value that it alters" if outcome.calls else "its place never ran")
 
 
 def _findings(outcome: Outcome) -> str:

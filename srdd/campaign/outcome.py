@@ -27,7 +27,8 @@ class Found:
 class Outcome:
     """One case, by its `key`: the `case` as JSON, the full name of the module that its fault sat in (`place`, ""
     for a clean control), how often the fault acted (`calls`) and how many elements it `changed`, and what the scan
-    found. `error` is "" or why there was no scan; then the rest is empty.
+    found. `impossible` is "" or why there can be no such fault (a tenth of four units is none), and `error` "" or why
+    there was no scan; then the rest is empty.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Outcome:
     forward_equivalents: float = 0.0
     wall_s: float = 0.0
     error: str = ""
+    impossible: str = ""
 
     @property
     def fault(self) -> Mapping[str, Any] | None:

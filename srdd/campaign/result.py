@@ -78,13 +78,14 @@ def listed(outcome: Outcome) -> dict[str, Any]:
         "calls": outcome.calls,
         "changed": outcome.changed,
         "findings": [asdict(entry) for entry in outcome.findings],
+        "impossible": outcome.impossible,
         "error": outcome.error,
     }
 
 
 def cost_of(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Seconds of scanning in all and in the middle, and the most forward equivalents that one scan took."""
-    seconds = [outcome.wall_s for outcome in outcomes if not outcome.error]
+    seconds = [outcome.wall_s for outcome in outcomes if not (outcome.error or outcome.impossible)]
     return {
         "scan_s": sum(seconds),
         "median_scan_s": median(seconds) if seconds else 0.0,

@@ -40,7 +40,8 @@ class Score:
     `false_alarms` over the clean controls; `groups` splits the former. `confusion` counts, for each injected kind,
     what the faulty layer was reported as; `confidence` says how often first findings were right. `misses` are the
     faults whose layer is not first, `alarms` the clean controls with findings, `unchanged` the faults that changed no
-    element and are not counted, `errors` the cases without a scan, which count as missed or as false alarms.
+    element, or can be none there, and are not counted, `errors` the cases without a scan, which count as missed or as
+    false alarms.
     """
 
     rates: Mapping[str, Rate]

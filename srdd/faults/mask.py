@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from hal.errors import UsageError
 from hal.noise import stream_key, uniform
-from hal.unit_mask import unit_mask
+from hal.unit_mask import ImpossibleMaskError, unit_mask
 from srdd.faults.specification import Fault
 
-__all__ = ["fault_mask", "unit_mask"]
+__all__ = ["ImpossibleMaskError", "fault_mask", "unit_mask"]
 
 
 def fault_mask(fault: Fault, shape: torch.Size) -> torch.Tensor:
-    """Boolean mask that broadcasts over a tensor of `shape`, [..., units], true where `fault` acts. Raises UsageError
-    when that is nothing, or more than there is.
+    """Boolean mask that broadcasts over a tensor of `shape`, [..., units], true where `fault` acts. Raises
+    ImpossibleMaskError when that is nothing, or more than there is.
     """
     if fault.scope == "units":
         return unit_mask(shape[-1], fault.sparsity, fault.units, fault.seed)
@@ -32,7 +31,7 @@ def fault_mask(fault: Fault, shape: torch.Size) -> torch.Tensor:
 def _element_mask(shape: torch.Size, count: int, seed: int) -> torch.Tensor:
     total = shape.numel()
     if count > total:
-        raise UsageError(f"a fault of {count} elements does not fit: the parameter has {total}")
+        raise ImpossibleMaskError(f"a fault of {count} elements does not fit: the parameter has {total}")
     chosen: dict[int, None] = {}
     draw = 0
     while len(chosen) < count:  # a few more draws than elements, never a permutation of all of them

@@ -1,7 +1,8 @@
 """How far the float32 accumulation inside an operator carries its result, beyond the rounding of that result.
 
-A sum of K terms is disturbed by u_acc * sqrt(K) of their root sum of squares: the random walk of K float32 additions
-in an unknown order (Higham and Mary 2019 for the square root).
+A sum of K terms is disturbed by u_acc * sqrt(K) of its partial sums' root mean square: the random walk of K float32
+additions in an unknown order (Higham and Mary 2019 for the square root). On the way to a total, partial sums drift to
+it, and walk by the terms: their mean square is a third of the total's square and half of the sum of the terms' squares.
 """
 
 from __future__ import annotations
@@ -24,42 +25,45 @@ def accumulation_spread(func: Any, name: str, args: tuple[Any, ...], value: torc
     return None if spread is None else spread(func, args, value)
 
 
-def product_spread(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """That of `left @ right`: u_acc * sqrt(K) * sqrt(sum_k left^2 right^2)."""
-    terms = left.shape[-1]
-    return ACCUMULATOR * math.sqrt(terms) * torch.matmul(left.square(), right.square()).sqrt()
+def product_spread(left: torch.Tensor, right: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """That of `value`, which is `left @ right`."""
+    return _walk(left.shape[-1], value, torch.matmul(left.square(), right.square()))
 
 
-def _product(_func: Any, args: tuple[Any, ...], _value: torch.Tensor) -> torch.Tensor:
-    return product_spread(*args[-2:])
+def _walk(terms: float, total: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """The random walk of as many additions to a `total`, when the sum of the terms' squares is `squares`."""
+    return ACCUMULATOR * (terms * (total.square() / 3 + squares / 2)).sqrt()
 
 
-def _convolution(func: Any, args: tuple[Any, ...], _value: torch.Tensor) -> torch.Tensor:
+def _product(_func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
+    return product_spread(*args[-2:], value)
+
+
+def _convolution(func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
     """A product with the weight's rows."""
     x, weight, _bias, *form = args
-    squares: torch.Tensor = func(x.square(), weight.square(), None, *form)
-    return ACCUMULATOR * math.sqrt(weight[0].numel()) * squares.sqrt()
+    return _walk(weight[0].numel(), value, func(x.square(), weight.square(), None, *form))
 
 
 def _sum(func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor | None:
     """A product with ones."""
-    return _scaled_sum(func, args, math.sqrt(_terms(args, value)))
-
-
-def _mean(func: Any, args: tuple[Any, ...], _value: torch.Tensor) -> torch.Tensor | None:
-    """That of the sum over K: the root of a mean of squares is that of their sum over sqrt(K)."""
-    return _scaled_sum(func, args, 1.0)
-
-
-def _running_sum(func: Any, args: tuple[Any, ...], _value: torch.Tensor) -> torch.Tensor | None:
-    return _scaled_sum(func, args, math.sqrt(args[0].shape[args[1]]))
-
-
-def _scaled_sum(func: Any, args: tuple[Any, ...], scale: float) -> torch.Tensor | None:
     if not args[0].is_floating_point():
         return None
-    squares: torch.Tensor = func(args[0].square(), *args[1:])
-    return ACCUMULATOR * scale * squares.sqrt()
+    return _walk(_terms(args, value), value, func(args[0].square(), *args[1:]))
+
+
+def _mean(func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor | None:
+    """That of the sum, over its number of terms."""
+    if not args[0].is_floating_point():
+        return None
+    terms = _terms(args, value)
+    return _walk(terms, value, func(args[0].square(), *args[1:]) / terms)
+
+
+def _running_sum(func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor | None:
+    if not args[0].is_floating_point():
+        return None
+    return _walk(args[0].shape[args[1]], value, func(args[0].square(), *args[1:]))
 
 
 def _positive_terms(_func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:

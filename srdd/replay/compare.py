@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from srdd.measurements import NAN, Transfer
+from srdd.measurements import Transfer
 from srdd.probes.samples import UNDERFLOW, Array, least_rounding, to_host, unit_roundoff
 from srdd.probes.transfer import describe_transfer, excess, largest_excess, no_violation
 from srdd.replay.arithmetic import WIDTH, RoundingSpread, WideArithmetic, accumulator_limit, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
-from srdd.replay.drift import rounding_drift
+from srdd.replay.drift import UNASKED, Lean, rounding_drift
 from srdd.replay.module import Replay, overflown, replay_module
 
 DRAWS = (4, 6, 8, 24, 48)  # few draws may understate an element's spread several times: they may acquit, not accuse
@@ -29,14 +29,13 @@ LAST_ROUNDINGS = 2.0  # and two roundings of the result itself, for kernels that
 @dataclass(frozen=True)
 class Comparison:
     """One replayed call: where (`name` below the layer, `operator`; `of_input`: what the module was handed, not what it
-    made), how its values transfer, which way its roundings `drift`, and whether it differs `poisoned` by what it was
-    given.
+    made), how its values transfer, which way they `lean`, and whether it differs `poisoned` by what it was given.
     """
 
     name: str
     operator: str
     transfer: Transfer
-    drift: float = NAN
+    lean: Lean = UNASKED
     of_input: bool = False
     poisoned: bool = False
 
@@ -56,7 +55,7 @@ def compare_call(
     `dtype`, that same if left out.
     """
     replay = replay_module(call, clean, unit_roundoff(inner or dtype), seed)
-    lean = rounding_drift(call, clean, replay.exact, replay.actual) if drift else NAN
+    lean = rounding_drift(call, clean, replay.exact, replay.actual) if drift else UNASKED
     own = _comparison(call.name, "", replay, _worst(replay, dtype, draws), lean)
     if own.transfer.violation <= 1:
         return [own]
@@ -107,9 +106,9 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: 
     return _comparison(call.module, call.name, replay, _worst(replay, dtype, draws))
 
 
-def _comparison(name: str, operator: str, replay: Replay, transfer: Transfer, drift: float = NAN) -> Comparison:
+def _comparison(name: str, operator: str, replay: Replay, transfer: Transfer, lean: Lean = UNASKED) -> Comparison:
     """What was given matters, and is looked through, only where a call differs."""
-    return Comparison(name, operator, transfer, drift, poisoned=transfer.violation > 1 and replay.poisoned)
+    return Comparison(name, operator, transfer, lean, poisoned=transfer.violation > 1 and replay.poisoned)
 
 
 def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer:

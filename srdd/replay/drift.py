@@ -1,18 +1,24 @@
-"""Do roundings lean one way? Truncation stays within any rounding bound, and adds up over the layers.
+"""Do values lean one way? Truncation and small common factors stay within any rounding bound, and add up over layers.
 
-The device's values are compared with the same operators run on the host in the same dtype. Where the two differ, and
-the device did not just round once where the host rounded twice, a sound device errs to either side alike; one that
-truncates, or rounds away from zero, errs to one side. Asked only of additions and multiplications (IEEE 754 leaves
-them no freedom) and of matrix products in 16-bit formats, whose float32 accumulation is far below the last rounding.
+The device's values are compared with the host's of the same operators in the same dtype, and with the exact ones. A
+sound device errs to either side alike; one that truncates, or multiplies by 1.01, errs to one side. Of additions and
+multiplications (IEEE 754 leaves them no freedom) and of matrix products in 16-bit formats (whose float32 accumulation
+is far below the last rounding) each value is known but for a step that a fused kernel rounds once. What else a part
+does by itself in a 16-bit format, as norms and activations do, may come in other steps: there an element leans when it
+lies two roundings outside both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from srdd.probes.samples import Array, to_host
+from srdd.probes.samples import UNDERFLOW, Array, to_host, unit_roundoff
 from srdd.replay.capture import ModuleCall
 from srdd.replay.module import run_natively
 
@@ -21,31 +27,83 @@ from srdd.replay.module import run_natively
 LEAN = 0.125
 # And by this many standard deviations of a fair coin: one unit in 10**9, if sound devices differed in every element.
 DEVIATIONS = 6.0
+ROUNDINGS = 2.0  # a step more than the last one, as a norm rounds before it multiplies by its weight
+COMMON = 0.9  # of the leaning units' elements: what one factor, or one offset, must explain
 
 
-def rounding_drift(call: ModuleCall, clean: nn.Module, exact: list[torch.Tensor], actual: list[torch.Tensor]) -> float:
-    """The largest lean of any hidden unit of the call's values, in units of what is allowed; NaN where the module's
-    arithmetic leaves the device a choice.
+@dataclass(frozen=True)
+class Lean:
+    """How far the hidden unit that leans most does so, in units of what chance allows (`drift`, NaN where the module's
+    arithmetic leaves the device a choice), and the `factor` by which the leaning units' values are multiplied (NaN
+    where they are not).
     """
+
+    drift: float = float("nan")
+    factor: float = float("nan")
+
+
+UNASKED = Lean()
+
+
+def rounding_drift(call: ModuleCall, clean: nn.Module, exact: list[torch.Tensor], actual: list[torch.Tensor]) -> Lean:
+    """The strongest lean among the values of one call."""
     native = run_natively(call, clean)
-    if native is None or [value.dtype for value in native] != [value.dtype for value in actual]:
-        return float("nan")
-    return max(
-        (
-            _lean(to_host(mine), to_host(once.to(mine.dtype)), to_host(theirs))
-            for mine, once, theirs in zip(native, exact, actual, strict=True)
-            if mine.dim() > 0 and mine.numel()
-        ),
-        default=float("nan"),
+    if native is None or [value.dtype for value in native.values] != [value.dtype for value in actual]:
+        return UNASKED
+    return strongest(
+        _lean(mine, once, theirs, native.determined)
+        for mine, once, theirs in zip(native.values, exact, actual, strict=True)
+        if mine.dim() > 0 and mine.numel()
     )
 
 
-def _lean(native: Array, once: Array, actual: Array) -> float:
-    finite = np.isfinite(native) & np.isfinite(actual)
-    unexplained = finite & (actual != native) & (actual != once)
-    count = unexplained.sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        signs = np.sign(np.abs(actual) - np.abs(native))
-    lean = np.abs(np.where(unexplained, signs, 0.0).sum(axis=0))
-    allowed = np.maximum(LEAN * native.shape[0], DEVIATIONS * np.sqrt(count))
-    return float((lean / allowed).max(initial=0.0))
+def strongest(leans: Iterable[Lean]) -> Lean:
+    """The lean with the largest drift; that of nothing where none is known."""
+    known = (lean for lean in leans if not np.isnan(lean.drift))
+    return max(known, key=lambda lean: lean.drift, default=UNASKED)
+
+
+def _lean(native: torch.Tensor, exact: torch.Tensor, actual: torch.Tensor, determined: bool) -> Lean:
+    places = _different_rows(to_host(native))
+    mine, right, theirs = (to_host(tensor)[places] for tensor in (native, exact, actual))
+    # What is not finite is judged elsewhere.
+    finite = np.isfinite(mine) & np.isfinite(right) & np.isfinite(theirs)
+    mine, right, theirs = (np.where(finite, values, 0.0) for values in (mine, right, theirs))
+    several = ROUNDINGS * unit_roundoff(actual.dtype) * np.abs(right)
+    several += max(torch.finfo(actual.dtype).smallest_normal, UNDERFLOW)
+    once = to_host(exact.to(actual.dtype))[places] if determined else right
+    once = np.where(finite, once, 0.0)
+    slack = np.zeros_like(several) if determined else several
+    above = theirs > np.maximum(mine, once) + slack
+    below = theirs < np.minimum(mine, once) - slack
+    outwards = np.where(above, 1.0, np.where(below, -1.0, 0.0)) * np.sign(right)
+    lean = np.abs(outwards.sum(axis=0))
+    allowed = np.maximum(LEAN * len(places), DEVIATIONS * np.sqrt((above | below).sum(axis=0)))
+    units = lean > allowed
+    factor = _common_factor(right[:, units], theirs[:, units], several[:, units]) if units.any() else float("nan")
+    return Lean(float((lean / allowed).max(initial=0.0)), factor)
+
+
+def _different_rows(values: Array) -> NDArray[np.intp]:
+    """The first of each set of equal rows: what is computed from the same values errs alike, and counts once."""
+    first: dict[bytes, int] = {}
+    for place, row in enumerate(values):
+        first.setdefault(row.tobytes(), place)
+    return np.array(list(first.values()), dtype=np.intp)
+
+
+def _common_factor(right: Array, theirs: Array, several: Array) -> float:
+    """The factor that takes nearly all right values to the device's, within roundings; NaN where there is none but
+    such as roundings make, or one offset does as well.
+    """
+    known = right != 0
+    right, theirs, several = right[known], theirs[known], several[known]
+    if not right.size:
+        return float("nan")
+    factor, offset = float(np.median(theirs / right)), float(np.median(theirs - right))
+    multiplied = np.abs(theirs - factor * right) <= several * abs(factor)
+    added = np.abs(theirs - right - offset) <= several
+    beyond = np.abs(factor - 1) * np.abs(right) > several
+    if multiplied.mean() < COMMON or added.mean() >= COMMON or beyond.mean() < COMMON:
+        return float("nan")
+    return factor

@@ -4,6 +4,7 @@ device.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -131,20 +132,29 @@ def _run_own(call: ModuleCall, clean: nn.Module, module: nn.Module, arithmetic: 
     return [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *tensors_in(output)]
 
 
-def run_natively(call: ModuleCall, clean: nn.Module) -> list[torch.Tensor] | None:
-    """The module's own values computed on the host in the device's dtype, in the order of `replay_module`; None where
-    its arithmetic leaves a device a choice, or needs parameters of its own.
+@dataclass(frozen=True)
+class Native:
+    """What the host makes of a call in the device's dtype; `determined` where that leaves a device no choice but to
+    round in fewer steps.
+    """
+
+    values: list[torch.Tensor]
+    determined: bool
+
+
+def run_natively(call: ModuleCall, clean: nn.Module) -> Native | None:
+    """The module's own values computed on the host in the device's dtype, in the order of `replay_module`; None where a
+    device may do so in another way, unless it is all that an innermost module does, in a 16-bit format.
     """
     module = clean.get_submodule(call.name)
     x = call.args[0] if call.args else None
+    short = isinstance(x, torch.Tensor) and x.is_floating_point() and x.element_size() == 2
     if is_product(module) and not call.children:
-        if not isinstance(x, torch.Tensor) or x.element_size() > 2:
-            return None
-        bias = None if module.bias is None else module.bias.to(x.dtype)
-        with torch.no_grad():
-            return [nn.functional.linear(x, module.weight.to(x.dtype), bias)]
+        return Native([_product(x, module)], True) if isinstance(x, torch.Tensor) and short else None
     if any(True for _ in module.parameters(recurse=False)):
-        return None
+        if not isinstance(x, torch.Tensor) or not short or any(True for _ in module.children()):
+            return None
+        module = _narrowed(module, x.dtype)
     ieee = OnlyIEEE()
     try:
         # A layer may add to its parts' results in place.
@@ -153,9 +163,21 @@ def run_natively(call: ModuleCall, clean: nn.Module) -> list[torch.Tensor] | Non
             output = module(*args, **kwargs)
     except (ReplayDivergedError, RuntimeError):
         return None
-    if not ieee.only:
+    if not ieee.only and (call.children or not short):
         return None
-    return [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *tensors_in(output)]
+    values = [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *tensors_in(output)]
+    return Native(values, ieee.only)
+
+
+def _product(x: torch.Tensor, module: nn.Module) -> torch.Tensor:
+    bias = module.bias.to(x.dtype) if isinstance(module.bias, torch.Tensor) else None
+    with torch.no_grad():
+        return nn.functional.linear(x, module.get_parameter("weight").to(x.dtype), bias)
+
+
+def _narrowed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of an innermost module as the device holds it, its weights in `dtype`."""
+    return copy.deepcopy(module).to(dtype)
 
 
 def _run_whole(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:
@@ -241,7 +263,7 @@ def _replay_linear(call: ModuleCall, module: nn.Linear, roundoff: float) -> Repl
         exact = nn.functional.linear(x, module.weight, module.bias)
 
     def spread(_draws: int) -> list[torch.Tensor]:
-        return [roundoff * exact.abs() + product_spread(x, module.weight.detach().T)]
+        return [roundoff * exact.abs() + product_spread(x, module.weight.detach().T, exact)]
 
     return Replay([exact], tensors_in(call.output), spread, [x])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from srdd.probes.samples import unit_roundoff
 from srdd.replay.capture import ModuleCall
 from srdd.replay.compare import DRAWS, FEW, Comparison, compare_call, violating, within_rounding
 from srdd.replay.constants import explains, repairing_constant
+from srdd.replay.drift import strongest
 from srdd.replay.module import ReplayDivergedError, replay_module
 from srdd.replay.part import run_part, unchanged
 from srdd.replay.repeat import errs_alike
@@ -158,6 +158,7 @@ class SiteComparisons:
         erring = sound if any(entry.transfer.violation > 1 for _, entry in sound) else found
         excitation, worst = max(erring, key=lambda entry: entry[1].transfer.violation)
         others = [entry.transfer for _, entry in erring if entry is not worst and entry.transfer.violation > 1]
+        lean = strongest(entry.lean for _, entry in found)
         site = self._part.full_name(name)
         return SiteReplay(
             site=f"{OF_INPUT}{site}" if of_input else site,
@@ -166,7 +167,8 @@ class SiteComparisons:
             depth=name.count(".") + 1 if name else 0,
             transfer=worst.transfer,
             others=tuple(others),
-            drift=max((entry.drift for _, entry in found if not math.isnan(entry.drift)), default=math.nan),
+            drift=lean.drift,
+            factor=lean.factor,
             constant=constant,
             repeats=None if of_input else self._repeats.get(name),
             poisoned=worst.poisoned,

@@ -20,6 +20,15 @@ def test_sound_products_stay_within_their_bound(make_model, family, dtype):
     assert report.cost.forward_equivalents == 2
 
 
+@pytest.mark.parametrize("family", ["qwen2", "llama", "bert"])
+def test_sound_products_of_subnormal_numbers_stay_within_it_too(make_model, family):
+    model = make_model(family)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.1 if parameter.dim() > 1 else 1)
+    assert scan(model.to(torch.float16)).verdict == "healthy"
+
+
 @pytest.mark.parametrize("fault", ["bias", "dead_zone", "scale", "stuck_at"])
 def test_a_damaged_product_is_named_without_the_host(make_model, fault):
     model = make_model("qwen2")

@@ -25,6 +25,7 @@ from srdd.faults import Fault
 BACKEND = "cpu-reference"
 BIAS = {"kind": "bias", "layer": 2}
 SILENT = {"kind": "bias", "layer": 2, "operator": "gelu"}
+HIDDEN = {"kind": "rounding", "layer": 2, "units": 1}  # from the probes on the device
 IMPOSSIBLE = {"kind": "bias", "layer": 2, "sparsity": 0.001}  # hits no unit of 32
 
 
@@ -74,9 +75,15 @@ def test_a_clean_control_scanned_after_a_fault_is_healthy(scanner):
 
 
 def test_a_case_that_cannot_be_scanned_says_why(scanner):
-    outcome = scanner.scan("key", fault_case(sparsity=0.001))
-    assert "hits none of them" in outcome.error
+    outcome = scanner.scan("key", fault_case(site="mlp.none"))
+    assert "mlp.none" in outcome.error
     assert outcome.findings == ()
+
+
+def test_a_fault_that_would_hit_nothing_is_impossible_not_missed(scanner):
+    outcome = scanner.scan("key", fault_case(sparsity=0.001))
+    assert "hits none of them" in outcome.impossible
+    assert (outcome.changed, outcome.findings, outcome.error) == (0, (), "")
 
 
 def test_the_scan_is_told_nothing_of_the_fault(scanner, monkeypatch):
@@ -273,13 +280,14 @@ def test_every_fault_found_and_no_alarm_exits_with_0_and_writes_both_results(cam
 
 def test_a_miss_exits_with_1_and_is_listed(campaign, tmp_path):
     alone = tmp_path / "alone.json"
-    code, text, _ = campaign("--json", alone, "--quiet", faults=[BIAS, IMPOSSIBLE, SILENT])
+    code, text, _ = campaign("--json", alone, "--quiet", faults=[BIAS, HIDDEN, IMPOSSIBLE, SILENT])
     assert code == 1
     assert text == "layer 1/2, operator 0/0, kind 1/2, false_alarms 0/0\n"
     result = json.loads(alone.read_text())
-    assert ["hits none" in entry["error"] for entry in result["errors"]] == [True]
-    assert [entry["fault"].split(":")[0] for entry in result["misses"]] == ["bias@2"]
-    assert [entry["calls"] for entry in result["unchanged"]] == [0]
+    assert [entry["fault"].split(":")[0] for entry in result["misses"]] == ["rounding@2"]
+    assert result["errors"] == []
+    assert [entry["calls"] for entry in result["unchanged"]] == [0, 0]
+    assert sorted(entry["impossible"][:13] for entry in result["unchanged"]) == ["", "sparsity 0.00"]
 
 
 def test_list_says_how_many_cases_there_are_and_scans_nothing(campaign, tmp_path):
