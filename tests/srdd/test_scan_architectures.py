@@ -22,7 +22,6 @@ COMMON = {
     "num_attention_heads": 4,
     "intermediate_size": 64,
     "max_position_embeddings": 130,
-    "initializer_range": 0.1,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -91,24 +90,28 @@ ENCODERS = {
     "roberta": {},
 }
 ONE_LAYER = ("albert",)  # its layers are one, used twice
-FLOAT32_ALONE = ("fnet",)  # the host has no Fourier transform in bfloat16
+FLOAT32_ALONE = ("fnet",)  # the host has no Fourier transform in 16-bit formats
+# Float16 with the usual initial weights: in a small network many results are subnormal.
+HEALTHY = [(torch.float32, 0.1), (torch.bfloat16, 0.1), (torch.float16, 0.02)]
 
 
-def build(kind, dtype):
-    config = AutoConfig.for_model(kind, **{**COMMON, **DECODERS.get(kind, ENCODERS.get(kind, {}))})
+def build(kind, dtype, weights=0.1):
+    options = DECODERS.get(kind, ENCODERS.get(kind, {}))
+    config = AutoConfig.for_model(kind, **{**COMMON, "initializer_range": weights, **options})
     torch.manual_seed(0)
     make = AutoModelForCausalLM if kind in DECODERS else AutoModel
     return make.from_config(config).to(dtype).eval()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dtype", "weights"), HEALTHY, ids=str)
 @pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
-def test_a_healthy_model_is_replayed_whole_and_accused_of_nothing(kind, dtype):
+def test_a_healthy_model_is_replayed_whole_and_accused_of_nothing(kind, dtype, weights):
+    model = build(kind, dtype, weights)
     if kind in FLOAT32_ALONE and dtype is not torch.float32:
-        with pytest.raises(ModelError, match=r"FNetModel fails on token ids \[4, 64\]: RuntimeError: .*BFloat16"):
-            srdd.scan(build(kind, dtype))
+        with pytest.raises(ModelError, match=r"FNetModel fails on token ids \[4, 64\]: RuntimeError: .*Half|BFloat16"):
+            srdd.scan(model)
         return
-    report = srdd.scan(build(kind, dtype))
+    report = srdd.scan(model)
     assert report.findings == ()
     assert not [note for note in report.diagnosis.notes if "not replayed" in note]
 
