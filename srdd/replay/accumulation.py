@@ -36,7 +36,8 @@ def _walk(terms: float, total: torch.Tensor, squares: torch.Tensor) -> torch.Ten
 
 
 def _product(_func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
-    return product_spread(*args[-2:], value)
+    left, right = args[-2:]
+    return product_spread(left, right, value)
 
 
 def _convolution(func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
