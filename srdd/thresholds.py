@@ -17,7 +17,7 @@ CARRIES_STREAM = 0.5
 # Host replay. The statistic is a deviation over what rounding may do to that element (srdd/replay/compare.py).
 REPLAY = 1.0
 
-# Roundings that lean one way: the statistic is already in units of what is allowed (srdd/replay/drift.py).
+# Values that lean one way: the statistic is already in units of what is allowed (srdd/replay/drift.py).
 DRIFT = 1.0
 
 # Checksums of products. The statistic is a residual over its rounding bound (srdd/probes/checksum.py).

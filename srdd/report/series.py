@@ -111,7 +111,7 @@ _WORDS = {
     "score": ("Score", "The strongest evidence over its limit: 1 or more is a finding."),
     "finite": ("Finite values", "Infinite where NaN or infinity appears first."),
     "replay": ("Host replay", "Largest difference from the host's result, over what rounding may do."),
-    "rounding_drift": ("Rounding drift", "How far roundings lean one way, in units of what chance allows."),
+    "rounding_drift": ("Rounding drift", "How far values lean one way, in units of what chance allows."),
     "checksum": ("Checksum", "Row sums of matrix products against what they must be, over what rounding may do."),
     "kv_cache": ("Key-value cache", "Units that come back from the cache otherwise than they were stored."),
     "weights": ("Weights", "Elements in device memory that differ from the checkpoint."),
