@@ -47,7 +47,7 @@ def describe_constant(constant: WrongConstant) -> str:
 
 def describe_factor(factor: float) -> str:
     """By what the values are multiplied."""
-    return f"multiplied by about {factor:.4g}"
+    return f"the factor is about {factor:.4g}"
 
 
 def describe_damage(damage: WeightDamage) -> str:

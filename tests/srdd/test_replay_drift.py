@@ -56,7 +56,7 @@ def test_a_common_factor_within_the_bound_is_a_scale(make_model, site, dtype):
     with simulate(model, [parse_fault(f"scale@1:factor={factor}" + (f",site={site}" if site else ""))]):
         [finding] = srdd.scan(model).findings
     assert (finding.layer, finding.site, finding.kind) == (1, ".".join(filter(None, ["model.layers.1", site])), "scale")
-    [told] = re.findall(r"multiplied by about ([0-9.]+)\.", finding.suggestion)
+    [told] = re.findall(r"the factor is about ([0-9.]+)\.", finding.suggestion)
     assert float(told) == pytest.approx(factor, abs=eps)
 
 
