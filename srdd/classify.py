@@ -36,7 +36,8 @@ def layer_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequenc
     kind = _deterministic_kind(layer, probes, failed)
     if "rounding_drift" not in probes or kind not in _LEANING:
         return kind
-    if _multiplied(layer, failed):
+    site = telling_site(layer, failed)
+    if site is not None and not math.isnan(site.factor):
         return "scale"
     leans = kind == "corruption" and all(_one_way(entry) for entry in _transfers(failed))
     return "rounding" if leans else kind
@@ -63,12 +64,11 @@ def _unreplayed_kind(layer: LayerMeasurement, probes: Collection[str]) -> str:
     return "dead_zone" if "zeros" in probes else "corruption"
 
 
-def _multiplied(layer: LayerMeasurement, failed: Sequence[SiteReplay]) -> bool:
-    """Whether one factor explains the leaning values of the site at fault: the first that failed, or the one that leans
-    most where none did.
+def telling_site(layer: LayerMeasurement, failed: Sequence[SiteReplay]) -> SiteReplay | None:
+    """The replayed site that tells most of the fault: the first that `failed`, or the one that leans most where none
+    did.
     """
-    site = failed[0] if failed else layer.leaning
-    return site is not None and not math.isnan(site.factor)
+    return failed[0] if failed else layer.leaning
 
 
 def _one_way(entry: Transfer) -> bool:

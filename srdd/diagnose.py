@@ -9,7 +9,7 @@ from itertools import pairwise
 from statistics import median
 
 from srdd import thresholds
-from srdd.classify import layer_kind, weight_kind
+from srdd.classify import layer_kind, telling_site, weight_kind
 from srdd.evidence import Evidence, carries_stream, known_differences, violating_sites, weigh
 from srdd.measurements import LayerMeasurement, Measurements, SiteReplay
 from srdd.site_names import OF_INPUT, lies_in
@@ -150,7 +150,7 @@ def _finding(rank: int, layer: LayerMeasurement, alarms: list[Evidence], known: 
 
 def _detail(kind: str, layer: LayerMeasurement, failed: Sequence[SiteReplay]) -> str:
     """What is known of the fault beyond its kind."""
-    site = failed[0] if failed else layer.leaning
+    site = telling_site(layer, failed)
     if site is None:
         return ""
     if kind == "wrong_constant" and site.constant:

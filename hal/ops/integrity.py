@@ -82,12 +82,12 @@ def _deviation(
 ) -> torch.Tensor:
     """Standard deviation of the rounding error of a row's residual, in the arguments' dtype."""
     column, square = weight.sum(0), weight.square().sum(0)
-    accumulated = x.shape[-1] * _partial_sums(y.square().sum(-1), (x.square() * square).sum(-1))
+    accumulated = x.shape[-1] * partial_sums(y.square().sum(-1), (x.square() * square).sum(-1))
     checked = (
-        _partial_sums(y.sum(-1).square(), y.square().sum(-1))
-        + _partial_sums((x * column).sum(-1).square(), (x * column).square().sum(-1))
-        + (x.square() * _partial_sums(column.square(), square)).sum(-1)
-        + _partial_sums(bias.sum().square(), bias.square().sum())
+        partial_sums(y.sum(-1).square(), y.square().sum(-1))
+        + partial_sums((x * column).sum(-1).square(), (x * column).square().sum(-1))
+        + (x.square() * partial_sums(column.square(), square)).sum(-1)
+        + partial_sums(bias.sum().square(), bias.square().sum())
     )
     # A subnormal result may be flushed to zero.
     lost = torch.where(y.abs() < limits.smallest_normal, limits.smallest_normal, limits.eps / 2 * y)
@@ -95,7 +95,7 @@ def _deviation(
     return ((rounded + _ROUNDING**2 * (accumulated + _SUM_ROUNDINGS * checked)) / 3).sqrt()
 
 
-def _partial_sums(total: torch.Tensor, terms: torch.Tensor) -> torch.Tensor:
+def partial_sums(total: torch.Tensor, terms: torch.Tensor) -> torch.Tensor:
     """Mean square of the partial sums on the way to a sum: a drift to the total, squared, and a random walk of the
     terms, whose squares' sum is given.
     """

@@ -11,11 +11,11 @@ from hal.errors import UsageError, one_line
 from hal.models import LoadedModel, load_model
 from hal.registry import get_backend
 from hal.structure import find_layer_stack
+from hal.unit_mask import ImpossibleMaskError
 from srdd.campaign.case import Case
 from srdd.campaign.outcome import Found, Outcome
 from srdd.campaign.structure import place
 from srdd.faults import ActiveFault, simulate
-from srdd.faults.mask import ImpossibleMaskError
 from srdd.report import Report
 from srdd.scan import scan
 

@@ -8,7 +8,7 @@ from hal.noise import stream_key, uniform
 from hal.unit_mask import ImpossibleMaskError, unit_mask
 from srdd.faults.specification import Fault
 
-__all__ = ["ImpossibleMaskError", "fault_mask", "unit_mask"]
+__all__ = ["fault_mask", "unit_mask"]
 
 
 def fault_mask(fault: Fault, shape: torch.Size) -> torch.Tensor:

@@ -78,6 +78,12 @@ def least_rounding(dtype: torch.dtype) -> float:
     return max(float(torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps) / 2, UNDERFLOW / 8)
 
 
+def several_roundings(number: float, expected: Array, dtype: torch.dtype) -> Array:
+    """What as many roundings to `dtype` may do to values that should be `expected`; subnormal ones may be flushed."""
+    roundings: Array = number * unit_roundoff(dtype) * np.abs(expected)
+    return roundings + max(torch.finfo(dtype).smallest_normal, UNDERFLOW)
+
+
 def unit_roundoff(dtype: torch.dtype) -> float:
     """Half the spacing of `dtype` at 1: the largest relative error of one rounding."""
     return float(torch.finfo(dtype).eps) / 2

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from hal.ops.integrity import partial_sums
+
 LARGEST_SCORE = 1e30  # what is larger is a mask
 ACCUMULATOR = 2.0**-24  # unit roundoff of the float32 in which every supported device accumulates
 
@@ -32,7 +34,7 @@ def product_spread(left: torch.Tensor, right: torch.Tensor, value: torch.Tensor)
 
 def _walk(terms: float, total: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
     """The random walk of as many additions to a `total`, when the sum of the terms' squares is `squares`."""
-    return ACCUMULATOR * (terms * (total.square() / 3 + squares / 2)).sqrt()
+    return ACCUMULATOR * (terms * partial_sums(total.square(), squares)).sqrt()
 
 
 def _product(_func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:
@@ -48,23 +50,26 @@ def _convolution(func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch
 
 def _sum(func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor | None:
     """A product with ones."""
-    if not args[0].is_floating_point():
-        return None
-    return _walk(_terms(args, value), value, func(args[0].square(), *args[1:]))
+    return _walk_of_sums(func, args, value, _terms(args, value))
 
 
 def _mean(func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor | None:
     """That of the sum, over its number of terms."""
-    if not args[0].is_floating_point():
-        return None
     terms = _terms(args, value)
-    return _walk(terms, value, func(args[0].square(), *args[1:]) / terms)
+    return _walk_of_sums(func, args, value, terms, 1 / terms)
 
 
 def _running_sum(func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor | None:
+    return _walk_of_sums(func, args, value, args[0].shape[args[1]])
+
+
+def _walk_of_sums(
+    func: Any, args: tuple[Any, ...], value: torch.Tensor, terms: float, share: float = 1.0
+) -> torch.Tensor | None:
+    """That of sums over as many `terms`, of which `func` returns a `share`; whole numbers are exact."""
     if not args[0].is_floating_point():
         return None
-    return _walk(args[0].shape[args[1]], value, func(args[0].square(), *args[1:]))
+    return _walk(terms, value, share * func(args[0].square(), *args[1:]))
 
 
 def _positive_terms(_func: Any, args: tuple[Any, ...], value: torch.Tensor) -> torch.Tensor:

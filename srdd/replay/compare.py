@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from srdd.measurements import Transfer
-from srdd.probes.samples import UNDERFLOW, Array, least_rounding, to_host, unit_roundoff
+from srdd.probes.samples import Array, least_rounding, several_roundings, to_host, unit_roundoff
 from srdd.probes.transfer import describe_transfer, excess, largest_excess, no_violation
 from srdd.replay.arithmetic import WIDTH, RoundingSpread, WideArithmetic, accumulator_limit, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
@@ -167,9 +167,8 @@ class _Values:
     def _last(self) -> Array:
         """What the result's own roundings may do; anything beyond the dtype's range may come back as anything."""
         limits = torch.finfo(self.dtype)
-        size = np.abs(self.expected)
-        allowance: Array = LAST_ROUNDINGS * limits.eps / 2 * size + max(limits.smallest_normal, UNDERFLOW)
-        allowance[size > 0.99 * limits.max] = np.inf
+        allowance = several_roundings(LAST_ROUNDINGS, self.expected, self.dtype)
+        allowance[np.abs(self.expected) > 0.99 * limits.max] = np.inf
         # What a kernel makes of NaN is its own affair: a fused attention may skip a row that has one.
         if self.spoilt:
             allowance[~np.isfinite(self.expected)] = np.inf

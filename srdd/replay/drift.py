@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from srdd.probes.samples import UNDERFLOW, Array, to_host, unit_roundoff
+from srdd.probes.samples import Array, several_roundings, to_host
 from srdd.replay.capture import ModuleCall
 from srdd.replay.module import run_natively
 
@@ -64,24 +64,32 @@ def strongest(leans: Iterable[Lean]) -> Lean:
 
 
 def _lean(native: torch.Tensor, exact: torch.Tensor, actual: torch.Tensor, determined: bool) -> Lean:
-    places = _different_rows(to_host(native))
-    mine, right, theirs = (to_host(tensor)[places] for tensor in (native, exact, actual))
+    """Of one tensor. Where `determined`, an element may be the native one, or the exact one rounded."""
+    mine, theirs = to_host(native), to_host(actual)
+    places = _different_rows(mine)
+    mine, theirs, right = mine[places], theirs[places], to_host(exact)[places]
     # What is not finite is judged elsewhere.
     finite = np.isfinite(mine) & np.isfinite(right) & np.isfinite(theirs)
-    mine, right, theirs = (np.where(finite, values, 0.0) for values in (mine, right, theirs))
-    several = ROUNDINGS * unit_roundoff(actual.dtype) * np.abs(right)
-    several += max(torch.finfo(actual.dtype).smallest_normal, UNDERFLOW)
-    once = to_host(exact.to(actual.dtype))[places] if determined else right
-    once = np.where(finite, once, 0.0)
-    slack = np.zeros_like(several) if determined else several
-    above = theirs > np.maximum(mine, once) + slack
-    below = theirs < np.minimum(mine, once) - slack
-    outwards = np.where(above, 1.0, np.where(below, -1.0, 0.0)) * np.sign(right)
-    lean = np.abs(outwards.sum(axis=0))
-    allowed = np.maximum(LEAN * len(places), DEVIATIONS * np.sqrt((above | below).sum(axis=0)))
+    mine, theirs, right = (np.where(finite, values, 0.0) for values in (mine, theirs, right))
+    several = several_roundings(ROUNDINGS, right, actual.dtype)
+    once, slack = (_rounded(right, actual.dtype), 0.0) if determined else (right, several)
+    beyond = _beyond(theirs, mine, once, slack)
+    lean = np.abs((beyond * np.sign(right)).sum(axis=0))
+    allowed = np.maximum(LEAN * len(places), DEVIATIONS * np.sqrt((beyond != 0).sum(axis=0)))
     units = lean > allowed
-    factor = _common_factor(right[:, units], theirs[:, units], several[:, units]) if units.any() else float("nan")
+    factor = _common_factor(right[:, units], theirs[:, units], several[:, units])
     return Lean(float((lean / allowed).max(initial=0.0)), factor)
+
+
+def _beyond(values: Array, first: Array, second: Array, slack: Array | float) -> Array:
+    """For each of the `values` 1 where it lies above both others by more than `slack`, -1 where below both, else 0."""
+    above = values > np.maximum(first, second) + slack
+    below = values < np.minimum(first, second) - slack
+    return above.astype(np.float64) - below
+
+
+def _rounded(values: Array, dtype: torch.dtype) -> Array:
+    return to_host(torch.from_numpy(values).to(dtype))
 
 
 def _different_rows(values: Array) -> NDArray[np.intp]:

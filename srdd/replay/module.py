@@ -4,7 +4,6 @@ device.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hal.clean_outside import is_product
@@ -147,23 +147,22 @@ def run_natively(call: ModuleCall, clean: nn.Module) -> Native | None:
     device may do so in another way, unless it is all that an innermost module does, in a 16-bit format.
     """
     module = clean.get_submodule(call.name)
-    x = call.args[0] if call.args else None
-    short = isinstance(x, torch.Tensor) and x.is_floating_point() and x.element_size() == 2
+    x, held = _sixteen_bit(call), {}
     if is_product(module) and not call.children:
-        return Native([_product(x, module)], True) if isinstance(x, torch.Tensor) and short else None
+        return None if x is None else Native([_product(x, module)], True)
     if any(True for _ in module.parameters(recurse=False)):
-        if not isinstance(x, torch.Tensor) or not short or any(True for _ in module.children()):
+        if x is None or any(True for _ in module.children()):
             return None
-        module = _narrowed(module, x.dtype)
+        held = _narrowed(module, x.dtype)
     ieee = OnlyIEEE()
     try:
         # A layer may add to its parts' results in place.
         args, kwargs = map_tensors((call.args, call.kwargs), torch.clone)
         with _substituted(call, clean, torch.clone) as handed, torch.no_grad(), ieee:
-            output = module(*args, **kwargs)
+            output = functional_call(module, held, args, kwargs)
     except (ReplayDivergedError, RuntimeError):
         return None
-    if not ieee.only and (call.children or not short):
+    if not ieee.only and (call.children or x is None):
         return None
     values = [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *tensors_in(output)]
     return Native(values, ieee.only)
@@ -175,9 +174,16 @@ def _product(x: torch.Tensor, module: nn.Module) -> torch.Tensor:
         return nn.functional.linear(x, module.get_parameter("weight").to(x.dtype), bias)
 
 
-def _narrowed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of an innermost module as the device holds it, its weights in `dtype`."""
-    return copy.deepcopy(module).to(dtype)
+def _narrowed(module: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """What an innermost module holds, as the device holds it."""
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: tensor.to(dtype) for name, tensor in held.items() if tensor.is_floating_point()}
+
+
+def _sixteen_bit(call: ModuleCall) -> torch.Tensor | None:
+    """The call's first argument, if it is in a 16-bit format."""
+    x = call.args[0] if call.args else None
+    return x if isinstance(x, torch.Tensor) and x.is_floating_point() and x.element_size() == 2 else None
 
 
 def _run_whole(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:
