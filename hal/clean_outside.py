@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import TypeGuard
 
 import torch
@@ -21,21 +23,22 @@ class CleanOutside:
     """`module` is a copy of `owner`, the transformers model inside the scanned one or that model itself, and `name` is
     owner's dotted name there. The copy's modules have their own names and float64 weights, clean ones as in
     CleanLayers, with two exceptions: its layers have none and are there to be stood in for, and so are look-up tables
-    and matrix products, whose weights may be as large as many layers: `table` and `product` make those.
+    and matrix products, whose weights may be as large as many layers: `table` and `product` make those, and `lent`
+    lends them.
     """
 
     def __init__(self, model: nn.Module, stack: LayerStack, weights: WeightSource | None) -> None:
         found = transformers_model(model)
         self.name = found[0] if found else ""
         self.owner: nn.Module = found[1] if found else model
+        self._stack = stack
         self._weights = weights
         if found:
             self.module: nn.Module = on_meta(self.owner).eval()
         else:
             self.module = stripped_copy(self.owner, {id(layer): nn.Identity() for layer in stack.layers}).eval()
-        for name, part in self.module.named_modules():
-            if not stack.holds(dotted(self.name, name)):
-                self._fill(name, part)
+        for name, part in self._parts(""):
+            self._fill(name, part)
 
     def product(self, name: str) -> nn.Linear:
         """The matrix product called `name`, in the model's own dtype."""
@@ -60,17 +63,45 @@ class CleanOutside:
             part.padding_idx = None  # the row of that number may not be among them
         return part
 
+    @contextmanager
+    def lent(self, name: str, apart_from: Collection[str]) -> Iterator[None]:
+        """Let tables and products below the module called `name` hold their weights, in float64, within the block: its
+        code may read them without a call. Those named `apart_from` are left without.
+        """
+        borrowers = [
+            (inner, part)
+            for inner, part in self._parts(name)
+            if inner not in apart_from and (is_table(part) or is_product(part))
+        ]
+        empty = [dict(part._parameters) for _, part in borrowers]
+        try:
+            for inner, part in borrowers:
+                self._fill_parameters(inner, part)
+            yield
+        finally:
+            for (_, part), parameters in zip(borrowers, empty, strict=True):
+                part._parameters.update(parameters)
+
+    def _parts(self, name: str) -> Iterator[tuple[str, nn.Module]]:
+        """The module called `name` and all below it, with their names, but those of the layers."""
+        for inner, part in self.module.get_submodule(name).named_modules(prefix=name):
+            if not self._stack.holds(dotted(self.name, inner)):
+                yield inner, part
+
     def _fill(self, name: str, part: nn.Module) -> None:
         computed = part._non_persistent_buffers_set
         if computed:
             self._compute_buffers(name, part)
-        later = is_table(part) or is_product(part)
-        for leaf in [name for name, _ in part.named_parameters(recurse=False) if not later]:
-            value = self._tensor(dotted(name, leaf))
-            setattr(part, leaf, nn.Parameter(moved(value, _HOST, torch.float64), requires_grad=False))
+        if not (is_table(part) or is_product(part)):
+            self._fill_parameters(name, part)
         for leaf, buffer in list(part.named_buffers(recurse=False)):
             if leaf not in computed and buffer is not None:
                 part._buffers[leaf] = moved(self._tensor(dotted(name, leaf)), _HOST, torch.float64)
+
+    def _fill_parameters(self, name: str, part: nn.Module) -> None:
+        for leaf in [leaf for leaf, _ in part.named_parameters(recurse=False)]:
+            value = self._tensor(dotted(name, leaf))
+            setattr(part, leaf, nn.Parameter(moved(value, _HOST, torch.float64), requires_grad=False))
 
     def _compute_buffers(self, name: str, part: nn.Module) -> None:
         """Buffers that no checkpoint has, as the class computes them when it loads a checkpoint; as the scanned model

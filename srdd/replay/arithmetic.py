@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hal.errors import HalError
 from srdd.replay.accumulation import accumulation_spread, tie_spread
 
 # Real roundings are uniform below u, the drawn ones below sqrt(3) u, so 8 of their standard deviations are about 14 of
@@ -46,6 +47,10 @@ _EXACT = frozenset(_EXACT_NAMES.split())
 _IEEE = frozenset({"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"})
 
 
+class WeightsNotHeldError(HalError):
+    """The code replayed reads weights that its copy holds no values of."""
+
+
 class WideArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
     """Run in float64 throughout: conversions to a narrower floating-point dtype keep the width. What is beyond `limit`,
     the largest number of a device's accumulators or results, becomes infinite.
@@ -62,7 +67,11 @@ class WideArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run `func`, without the narrowing it asks for."""
+        """Run `func`, without the narrowing it asks for. Raises WeightsNotHeldError for a tensor without values, of
+        which some operators would make any number.
+        """
+        if any(isinstance(value, torch.Tensor) and value.is_meta for value in args):
+            raise WeightsNotHeldError(f"{_name(func)} reads weights that the copy on the host does not hold")
         return self.finish(func, args, func(*args, **_widened(kwargs or {}, args)))
 
     def finish(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:

@@ -5,7 +5,7 @@ arithmetic of the model's own code between them and the layers.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from hal.model_weights import WeightSource
 from hal.structure import LayerStack
 from srdd.measurements import LayerMeasurement, SiteReplay, WeightDamage
 from srdd.probes.samples import unit_roundoff
+from srdd.replay.arithmetic import WeightsNotHeldError
 from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
 from srdd.replay.compare import DRAWS, Comparison, compare_call, compare_value
 from srdd.replay.module import replay_own
@@ -108,12 +109,21 @@ class OutsideReplay:
             for _ in child.handed()
         ]
         places += [(call.name, False, layer) for _ in tensors_in(call.output)]
-        chosen = _made_by(call)
+        chosen = {number: places[number] for number in _made_by(call)}
         if not chosen:
             return
+        try:
+            self._compare_made(part, call, chosen)
+        except WeightsNotHeldError:
+            with self._clean.lent(call.name, {child.name for child in call.children}):
+                self._compare_made(part, call, chosen)
+
+    def _compare_made(self, part: Part, call: ModuleCall, chosen: Mapping[int, tuple[str, bool, int]]) -> None:
+        """Compare values of the module's own arithmetic, by their numbers; each with its site, whether that was handed
+        it, and the layer that it counts to.
+        """
         replay = replay_own(call, self._clean.module, unit_roundoff(part.dtype), self._seed)
-        for number in chosen:
-            name, of_input, owner = places[number]
+        for number, (name, of_input, owner) in chosen.items():
             found = Comparison(name, "", compare_value(replay, number, part.dtype), of_input=of_input)
             self._sites[owner].keep([found], OWN_INPUT)
 

@@ -79,6 +79,17 @@ def test_a_wrapped_model_is_found_with_its_name(gpt2):
     assert not copy.module.transformer.ln_f.weight.is_meta
 
 
+def test_weights_are_lent_to_parts_for_a_while_but_not_to_layers(gpt2):
+    copy = clean(gpt2)
+    wte, head = copy.module.transformer.wte, copy.module.lm_head
+    with copy.lent("transformer", apart_from=["transformer.wpe"]):
+        assert torch.equal(wte.weight, gpt2.transformer.wte.weight.double())
+        assert copy.module.transformer.wpe.weight.is_meta
+        assert head.weight.is_meta
+        assert all(parameter.is_meta for parameter in copy.module.transformer.h.parameters())
+    assert wte.weight.is_meta
+
+
 def test_a_model_outside_transformers_is_copied_without_its_layers():
     layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(2))
     model = nn.ModuleDict({"embedding": nn.Embedding(5, 4), "layers": layers, "norm": nn.LayerNorm(4)})

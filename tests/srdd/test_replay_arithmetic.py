@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from srdd.probes.samples import least_rounding
 from srdd.replay.accumulation import product_spread, tie_spread
-from srdd.replay.arithmetic import RoundingSpread, WideArithmetic, widened
+from srdd.replay.arithmetic import RoundingSpread, WeightsNotHeldError, WideArithmetic, widened
 
 
 def test_conversions_to_a_narrower_dtype_keep_the_width():
@@ -23,6 +23,13 @@ def test_integers_and_booleans_are_left_alone():
     with WideArithmetic():
         assert torch.arange(3).to(torch.int32).dtype == torch.int32
         assert (torch.arange(3) > 1).dtype == torch.bool
+
+
+@pytest.mark.parametrize("function", [torch.add, torch.mul, torch.matmul, functional.linear])
+def test_what_has_no_values_is_refused(function):
+    x = torch.randn(4, 4, dtype=torch.float64)
+    with WideArithmetic(), pytest.raises(WeightsNotHeldError, match="does not hold"):
+        function(x, torch.empty(4, 4, dtype=torch.float64, device="meta"))
 
 
 def spread_of(function, *inputs, dtype=torch.bfloat16, draws=64):

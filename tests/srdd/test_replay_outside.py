@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 import srdd
 from hal.models import load_model
@@ -174,6 +175,21 @@ def test_it_is_kept_in_a_report_and_old_reports_are_read(models):
     assert repr(from_json(document).measurements.outside) == repr(report.measurements.outside)
     del document["outside"]
     assert from_json(document).measurements.outside == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_code_that_reads_the_weights_of_its_parts_is_replayed_with_them(dtype):
+    config = AutoConfig.for_model(
+        "mobilebert", vocab_size=300, hidden_size=32, embedding_size=16, num_hidden_layers=LAYERS, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(config).to(dtype).eval()
+    healthy = srdd.scan(model)
+    assert healthy.findings == ()
+    assert not [note for note in healthy.diagnosis.notes if "not replayed" in note]
+    assert "cls.predictions" in outside_sites(healthy)
+    model.cls.predictions.register_forward_hook(changing(one_unit_off))
+    assert found(srdd.scan(model)) == [(LAST, "cls.predictions")]
 
 
 def test_level_quick_replays_nothing(models):
