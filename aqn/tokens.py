@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hal.calls import token_axis
 from hal.errors import HookError
 
 
@@ -82,7 +83,7 @@ def layer_positions(hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[st
     or [tokens, units]): `position_ids`, `positions` or `cache_position`, an integer tensor passed first (vLLM), and
     otherwise counted from the length of the layer's key-value cache.
     """
-    length = hidden.shape[-2]
+    length = hidden.shape[token_axis(hidden)]
     for value in (kwargs.get("position_ids"), kwargs.get("positions"), kwargs.get("cache_position"), *args[:1]):
         if isinstance(value, torch.Tensor) and _are_positions(value, length):
             return value

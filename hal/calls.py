@@ -19,8 +19,9 @@ CACHE_ARGUMENTS = ("past_key_values", "past_key_value", "layer_past")
 
 @dataclass(frozen=True)
 class LayerCall:
-    """The arguments of one call of `layer`. `stream` is a copy of its input residual stream, [..., hidden];
-    where the layer takes a separate residual (vLLM), the stream is their sum.
+    """The arguments of one call of `layer`. `stream` is a copy of its input residual stream: [tokens, hidden],
+    [batch, tokens, hidden], or one of several streams, [batch, tokens, streams, hidden] or [streams, batch, tokens,
+    hidden]; where the layer takes a separate residual (vLLM), the stream is their sum.
     """
 
     layer: nn.Module
@@ -55,6 +56,20 @@ class LayerCall:
             _put(args, kwargs, self._residual, torch.zeros_like(stream))
         return module(*args, **kwargs)
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens long the stream is."""
+        return self.stream.shape[self._token_axis]
+
+    @property
+    def _token_axis(self) -> int:
+        positions = self.positions()
+        if self.stream.dim() > 3 and positions is not None:
+            # The positions tell whether the several streams stand before the tokens or behind them.
+            sizes = self.stream.shape[1:-1]
+            return 1 + next((axis for axis, size in enumerate(sizes) if size == positions.shape[-1]), 0)
+        return token_axis(self.stream)
+
     def takes_cache(self) -> bool:
         """Whether the layer was called with a place for a key-value cache."""
         return any(name in self._kwargs for name in CACHE_ARGUMENTS)
@@ -63,13 +78,17 @@ class LayerCall:
         """The same call for tokens `start` to `stop` of the stream alone, with `cache` for the key-value cache that
         holds those before: positions and masks are cut to match.
         """
-        length = self.stream.shape[-2]
-        args = tuple(_cut(value, length, start, stop) for value in self._args)
-        kwargs = {name: _cut(value, length, start, stop) for name, value in self._kwargs.items()}
+        args, kwargs = _cut((self._args, self._kwargs), self.tokens, start, stop)
         kwargs |= dict.fromkeys((name for name in CACHE_ARGUMENTS if name in kwargs), cache)
         if "use_cache" in kwargs:
             kwargs["use_cache"] = True
-        return replace(self, stream=self.stream[..., start:stop, :], _args=args, _kwargs=kwargs)
+        stream = self.stream.narrow(self._token_axis, start, stop - start)
+        return replace(self, stream=stream, _args=args, _kwargs=kwargs)
+
+
+def token_axis(stream: torch.Tensor) -> int:
+    """The dimension of a residual stream that counts tokens, several streams behind them."""
+    return min(1, stream.dim() - 2)
 
 
 def capture_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall:
@@ -168,6 +187,8 @@ def _cut(value: Any, length: int, start: int, stop: int) -> Any:
         if (value.is_floating_point() or value.is_complex()) and value.dim() >= 2 and value.shape[-2] == length:
             return value[..., start:stop, :]
         return value[..., start:stop] if value.dim() and value.shape[-1] == length else value
+    if type(value) is dict:
+        return {key: _cut(item, length, start, stop) for key, item in value.items()}
     if type(value) in (tuple, list):
         return type(value)(_cut(item, length, start, stop) for item in value)
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TypeGuard
 
@@ -111,7 +111,7 @@ class CleanOutside:
         present = {leaf: value for leaf, value in held.items() if part._buffers.get(leaf) is not None}
         for leaf, value in present.items():
             part._buffers[leaf] = _unset(value)
-        initialise = getattr(self.module, "_init_weights", None)
+        initialise = self._initialiser(name)
         if initialise is not None:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 initialise(part)
@@ -119,6 +119,12 @@ class CleanOutside:
             fresh = part._buffers.get(leaf)
             chosen = value if fresh is None or _explained(fresh, value) else fresh
             part._buffers[leaf] = moved(chosen, _HOST, torch.float64)
+
+    def _initialiser(self, name: str) -> Callable[[nn.Module], None] | None:
+        """What the model that the module called `name` belongs to, the innermost of several, initialises it with."""
+        places = [name[:end] for end in (len(name), *(at for at in range(len(name) - 1, 0, -1) if name[at] == "."), 0)]
+        found = (getattr(self.module.get_submodule(place), "_init_weights", None) for place in places)
+        return next((initialise for initialise in found if initialise is not None), None)
 
     def _held(self, name: str) -> torch.Tensor:
         """The scanned model's own tensor, on the host."""

@@ -46,6 +46,13 @@ def on_meta(owner: Any) -> Any:
         return fresh_instance(owner)
 
 
+def has_other_kernels(module: nn.Module) -> bool:
+    """Whether `module` is a mixture's experts, of which transformers has several kernels: the host's copy may call its
+    parts on rows in another order than the model, whose kernel takes them together.
+    """
+    return hasattr(module, "is_concatenated") and hasattr(getattr(module, "config", None), "_experts_implementation")
+
+
 def _host_config(config: Any) -> Any:
     host = copy.deepcopy(config)
     implementation = str(getattr(config, "_attn_implementation", None))

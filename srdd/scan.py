@@ -180,7 +180,7 @@ class _Scan:
         self._seed = seed
         self._progress = progress
         self._trials = trials
-        self._notes = notes
+        self._notes = list(notes)
         self._rows: list[LayerMeasurement] = []
         self._hidden = 0
 
@@ -228,6 +228,7 @@ class _Scan:
         self._hidden = int(visit.call.stream.shape[-1])
         layers = self._replay.layers if self._replay else None
         self._rows.append(measure_layer(visit, self._probes, self._seed, layers, self._trials))
+        self._notes.extend(visit.notes)
         if self._progress is not None:
             self._progress(len(self._rows), len(self._stack))
 

@@ -27,7 +27,8 @@ class Response:
 @dataclass
 class LayerVisit:
     """One layer while the walk stands at it: its `index` and `site`, the captured `call`, the `output` of the
-    model's own forward pass, and `respond`, which runs the layer on an excitation.
+    model's own forward pass, and `respond`, which runs the layer on an excitation. `notes` says what could not be
+    measured.
     """
 
     index: int
@@ -35,6 +36,7 @@ class LayerVisit:
     call: LayerCall
     output: torch.Tensor
     runs: float = field(default=0)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def finite_input(self) -> bool:
@@ -58,7 +60,7 @@ class LayerVisit:
 
     def run_part(self, start: int, stop: int, cache: Any) -> None:
         """Run the layer on tokens `start` to `stop` of its own stream, with a key-value cache for those before."""
-        self.runs += (stop - start) / self.call.stream.shape[-2]
+        self.runs += (stop - start) / self.call.tokens
         part = self.call.part(start, stop, cache)
         part.replay(part.stream)
 

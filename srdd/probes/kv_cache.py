@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedConfig
 
+from hal.errors import one_line
 from hal.kv_cache import Read, transform_cache
+from hal.memory import out_of_memory
 from srdd.measurements import CacheIntegrity
 from srdd.probes.samples import to_host, unit_roundoff
 from srdd.probes.transfer import describe_transfer
@@ -23,9 +25,9 @@ TOKENS = 9  # eight to fill the cache and one that reads them back
 def measure_kv_cache(visit: LayerVisit) -> CacheIntegrity | None:
     """Run the layer on its first tokens with a cache, all but one and then that one, twice, and compare what it reads
     with what it stored. None for a layer that takes no cache, does not use the one it is given (a recurrence beside
-    attention), or wants one of its model's own making.
+    attention), wants one of its model's own making, or cannot be run on some of its tokens, which `visit.notes` says.
     """
-    tokens = min(TOKENS, visit.call.stream.shape[-2])
+    tokens = min(TOKENS, visit.call.tokens)
     if tokens < 2 or not visit.call.takes_cache():
         return None
     accesses: list[tuple[Read, Read]] = []
@@ -43,6 +45,11 @@ def measure_kv_cache(visit: LayerVisit) -> CacheIntegrity | None:
             visit.run_part(tokens - 1, tokens, again)
     except (AttributeError, TypeError, ValueError, LookupError):
         return None  # a cache that this architecture does not know
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        visit.notes.append(f"{visit.site}: key-value cache not probed: {one_line(error)}")
+        return None
     return _compare(accesses) if len(accesses) == 3 else None
 
 

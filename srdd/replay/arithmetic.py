@@ -74,6 +74,10 @@ class WideArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
             raise WeightsNotHeldError(f"{_name(func)} reads weights that the copy on the host does not hold")
         return self.finish(func, args, func(*args, **_widened(kwargs or {}, args)))
 
+    def given(self, value: torch.Tensor) -> torch.Tensor:
+        """What the computation is to take in the place of a value that it was given on the device."""
+        return widened(value)
+
     def finish(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:
         """The result as this arithmetic leaves it."""
         bounded = math.isfinite(self._limit)
@@ -120,6 +124,16 @@ class RoundedArithmetic(WideArithmetic):  # type: ignore[no-untyped-call]  # as 
     def restart(self) -> None:
         """Another run of the same computation begins."""
         self._position = 0
+
+    def given(self, value: torch.Tensor) -> torch.Tensor:
+        """The value, wide; disturbed if it is finer than the device's arithmetic, which rounds it where it meets
+        others: code that converts it to their dtype finds nothing to convert here.
+        """
+        wide = super().given(value)
+        if not value.is_floating_point() or torch.finfo(value.dtype).eps / 2 >= self._roundoff:
+            return wide
+        amount = (self._roundoff * wide.abs()).nan_to_num_(0.0, posinf=0.0)
+        return wide.addcmul(amount, self._draw(wide))
 
     def finish(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:
         """The result with each of its floating-point tensors disturbed."""

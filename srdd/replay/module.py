@@ -83,7 +83,15 @@ def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int
     try:
         return replay_own(call, clean, roundoff, seed)
     except (ReplayDivergedError, RuntimeError):
-        return _replay(call, roundoff, seed, partial(_run_whole, call, module), tensors_in(call.output))
+        return replay_whole(call, clean, roundoff, seed)
+
+
+def replay_whole(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -> Replay:
+    """Replay the module of `call` with its submodules on its clean copy below `clean`. Raises ReplayDivergedError where
+    it gives other shapes.
+    """
+    run = partial(_run_whole, call, clean.get_submodule(call.name))
+    return _replay(call, roundoff, seed, run, tensors_in(call.output))
 
 
 def replay_own(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -> Replay:
@@ -126,7 +134,7 @@ def overflown(run: Draw, exact: list[torch.Tensor], dtype: torch.dtype) -> list[
 
 def _run_own(call: ModuleCall, clean: nn.Module, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:
     """The module's own arithmetic: what its submodules return is taken from the device."""
-    with _substituted(call, clean) as handed:
+    with _substituted(call, clean, arithmetic.given) as handed:
         output = _forward(call, module, arithmetic)
     # The order of the device's calls, whatever order the copy made them in.
     return [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *tensors_in(output)]
@@ -192,7 +200,7 @@ def _run_whole(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) 
 
 def _forward(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) -> Any:
     with torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH), _limits_of(_dtype_of(call)):
-        return module(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened))
+        return module(*map_tensors(call.args, arithmetic.given), **map_tensors(call.kwargs, arithmetic.given))
 
 
 def _dtype_of(call: ModuleCall) -> torch.dtype:
@@ -223,7 +231,7 @@ def _own_values(call: ModuleCall) -> list[torch.Tensor]:
 
 @contextmanager
 def _substituted(
-    call: ModuleCall, clean: nn.Module, returned: Callable[[torch.Tensor], torch.Tensor] = widened
+    call: ModuleCall, clean: nn.Module, returned: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[dict[int, list[torch.Tensor]]]:
     """Let each submodule called in `call` return what the device's `returned`, and note what it was handed, by
     the call's position.

@@ -35,6 +35,12 @@ def test_positions_passed_by_name_are_taken(name):
     assert layer_positions(HIDDEN, (HIDDEN,), {name: given}, 0) is given
 
 
+def test_positions_are_taken_beside_hidden_states_of_several_streams():
+    given = torch.tensor([[4, 5, 6]])
+    hidden = torch.zeros(2, 3, 7, 4)
+    assert layer_positions(hidden, (hidden,), {"position_ids": given}, 0) is given
+
+
 def test_positions_passed_first_are_taken():
     given = torch.tensor([4, 5, 6])
     flat = torch.zeros(3, 4)

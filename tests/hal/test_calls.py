@@ -147,6 +147,38 @@ def test_rows_of_tokens_without_a_batch_are_a_stream_too():
     assert torch.equal(call.stream, 2 * rows)
 
 
+PARTS = {
+    "rows of tokens": (torch.randn(5, 8), (slice(1, 3),)),
+    "sequences": (torch.randn(2, 5, 8), (slice(None), slice(1, 3))),
+    "streams behind the tokens": (torch.randn(2, 5, 3, 8), (slice(None), slice(1, 3))),
+    "streams before them": (torch.randn(3, 2, 5, 8), (slice(None), slice(None), slice(1, 3))),
+}
+
+
+@pytest.mark.parametrize("layout", PARTS)
+def test_a_part_of_a_call_is_cut_along_the_tokens(layout):
+    stream, expected = PARTS[layout]
+    rotations = {"main": (torch.randn(1, 5, 4), torch.randn(1, 5, 4))}
+    options = {"position_ids": torch.arange(5)[None], "rotations": rotations, "past_key_values": None}
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
+    call = capture_call(Spy(), (stream,), {**options, "attention_mask": mask})
+    assert call.tokens == 5
+    part = call.part(1, 3, "cache")
+    given = part.replay(part.stream)
+    assert torch.equal(part.stream, stream[expected])
+    assert given["position_ids"].tolist() == [[1, 2]]
+    assert [tensor.shape for tensor in given["rotations"]["main"]] == [(1, 2, 4)] * 2
+    assert given["attention_mask"].shape == (2, 1, 2, 3)
+    assert given["past_key_values"] == "cache"
+
+
+class Spy(nn.Module):
+    """A layer that returns what it was given by name."""
+
+    def forward(self, hidden_states, **kwargs):
+        return {"hidden_states": hidden_states, **kwargs}
+
+
 def test_call_without_an_activation_is_refused_by_the_layers_class():
     with pytest.raises(HookError, match="Echo was called without a floating-point activation"):
         capture_call(Echo(), (POSITIONS, None), {"scale": torch.ones(3)})

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from srdd.probes.samples import least_rounding
 from srdd.replay.accumulation import product_spread, tie_spread
-from srdd.replay.arithmetic import RoundingSpread, WeightsNotHeldError, WideArithmetic, widened
+from srdd.replay.arithmetic import RoundedArithmetic, RoundingSpread, WeightsNotHeldError, WideArithmetic, widened
 
 
 def test_conversions_to_a_narrower_dtype_keep_the_width():
@@ -40,6 +40,15 @@ def spread_of(function, *inputs, dtype=torch.bfloat16, draws=64):
     exact = run(WideArithmetic())
     roundoff = torch.finfo(dtype).eps / 2
     return exact[0], RoundingSpread(run, exact, roundoff, seed=1)(draws)[0]
+
+
+@pytest.mark.parametrize(("dtype", "rounded"), [(torch.float32, True), (torch.bfloat16, False), (torch.int64, False)])
+def test_a_given_value_is_disturbed_if_it_is_finer_than_the_arithmetic(dtype, rounded):
+    value = torch.arange(1, 33).to(dtype)
+    arithmetic = RoundedArithmetic(2.0**-9, torch.Generator().manual_seed(0))
+    off = (arithmetic.given(value) / value - 1).abs().max()
+    assert (2.0**-11 < off < 2.0**-8) if rounded else off == 0
+    assert torch.equal(WideArithmetic().given(value), value)
 
 
 CHAINS = {

@@ -2,7 +2,8 @@
 
 They compute in other ways: fused products, biases of position instead of rotations, rotations by complex numbers,
 convolutions, recurrences and Fourier transforms instead of attention, residual streams in float32, blocks without a
-first norm, experts, latent attention, results scaled and capped, parts shared by all layers, additions in place.
+first norm, experts, latent attention, residual streams of several lanes, results scaled and capped, parts shared by all layers,
+additions in place.
 """
 
 from __future__ import annotations
@@ -48,13 +49,40 @@ LATENT = {
     "v_head_dim": 8,
     "first_k_dense_replace": 1,
 }
+HYPER_CONNECTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "mlp_layer_types": ["hash_moe", "moe"],
+    "layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"],
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "q_lora_rank": 16,
+    "o_groups": 2,
+    "o_lora_rank": 16,
+    "sliding_window": 16,
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+    "index_topk": 16,
+}
 DECODERS = {
     "bloom": {"n_head": 4, "n_layer": 2},
     "cohere": GROUPED,
+    "cpmant": {},
     "deepseek_v3": LATENT,
+    "deepseek_v4": HYPER_CONNECTED,
     "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},
     "falcon": {"alibi": False, "new_decoder_architecture": False},
     "gemma3_text": {"head_dim": 8, "num_key_value_heads": 1},
+    "gemma3n_text": {
+        "head_dim": 8,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 300,
+        "num_kv_shared_layers": 0,
+        "activation_sparsity_pattern": [0.0, 0.0],
+        **GROUPED,
+    },
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, **GROUPED},
     "gptj": {**SMALL, "rotary_dim": 4},
     "granite": {"embedding_multiplier": 3.0, "logits_scaling": 2.0, **GROUPED},
