@@ -2,8 +2,8 @@
 
 They compute in other ways: fused products, biases of position instead of rotations, rotations by complex numbers,
 convolutions, recurrences and Fourier transforms instead of attention, residual streams in float32, blocks without a
-first norm, experts, latent attention, residual streams of several lanes, results scaled and capped, parts shared by all layers,
-additions in place.
+first norm, experts, latent attention, residual streams of several lanes, results scaled and capped, parts shared by
+all layers, additions in place.
 """
 
 from __future__ import annotations
