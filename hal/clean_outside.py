@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeGuard
 
@@ -45,8 +45,7 @@ class CleanOutside:
         part = copy.deepcopy(self.module.get_submodule(name))
         if not is_product(part):
             raise TypeError(f"{name} is a {type(part).__name__}, not a matrix product")
-        for leaf, _ in list(part.named_parameters(recurse=False)):
-            setattr(part, leaf, nn.Parameter(self._tensor(f"{name}.{leaf}"), requires_grad=False))
+        self._fill_parameters(name, part)
         return part
 
     def table(self, name: str, rows: torch.Tensor | None) -> nn.Embedding:
@@ -64,15 +63,11 @@ class CleanOutside:
         return part
 
     @contextmanager
-    def lent(self, name: str, apart_from: Collection[str]) -> Iterator[None]:
-        """Let tables and products below the module called `name` hold their weights, in float64, within the block: its
-        code may read them without a call. Those named `apart_from` are left without.
+    def lent(self, name: str) -> Iterator[None]:
+        """Let the tables and products below the module called `name` hold their weights, in the model's own dtype,
+        within the block: its code may read them without a call.
         """
-        borrowers = [
-            (inner, part)
-            for inner, part in self._parts(name)
-            if inner not in apart_from and (is_table(part) or is_product(part))
-        ]
+        borrowers = [(inner, part) for inner, part in self._parts(name) if is_table(part) or is_product(part)]
         empty = [dict(part._parameters) for _, part in borrowers]
         try:
             for inner, part in borrowers:
@@ -93,15 +88,15 @@ class CleanOutside:
         if computed:
             self._compute_buffers(name, part)
         if not (is_table(part) or is_product(part)):
-            self._fill_parameters(name, part)
+            self._fill_parameters(name, part, torch.float64)
         for leaf, buffer in list(part.named_buffers(recurse=False)):
             if leaf not in computed and buffer is not None:
                 part._buffers[leaf] = moved(self._tensor(dotted(name, leaf)), _HOST, torch.float64)
 
-    def _fill_parameters(self, name: str, part: nn.Module) -> None:
+    def _fill_parameters(self, name: str, part: nn.Module, dtype: torch.dtype | None = None) -> None:
         for leaf in [leaf for leaf, _ in part.named_parameters(recurse=False)]:
-            value = self._tensor(dotted(name, leaf))
-            setattr(part, leaf, nn.Parameter(moved(value, _HOST, torch.float64), requires_grad=False))
+            value = moved(self._tensor(dotted(name, leaf)), _HOST, dtype)
+            setattr(part, leaf, nn.Parameter(value, requires_grad=False))
 
     def _compute_buffers(self, name: str, part: nn.Module) -> None:
         """Buffers that no checkpoint has, as the class computes them when it loads a checkpoint; as the scanned model

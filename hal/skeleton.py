@@ -19,6 +19,18 @@ def transformers_model(model: nn.Module) -> tuple[str, Any] | None:
     return next(((name, module) for name, module in model.named_modules() if isinstance(module, PreTrainedModel)), None)
 
 
+def input_embeddings(model: nn.Module) -> nn.Module | None:
+    """The module that turns token ids into activations in the transformers model in `model`; None where none says."""
+    found = transformers_model(model)
+    if found is None:
+        return None
+    try:
+        embeddings: nn.Module | None = found[1].get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return embeddings
+
+
 def fresh_instance(owner: Any) -> Any:
     """A new instance of the class of `owner`, a transformers model, from its configuration, for the host. Whether it
     takes memory is up to the context that it is called in.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hal.errors import ModelError
+from hal.skeleton import input_embeddings, transformers_model
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,13 @@ def dotted(*names: str) -> str:
 def find_layer_stack(model: nn.Module) -> LayerStack:
     """The list of repeated layers that holds most of the model's parameters. A candidate is a list-like
     container whose entries share a few classes and own parameters; the largest wins, and of two equals the
-    outer one. Raises ModelError when the model has none.
+    outer one. Of a model for texts and images or sounds, only the part for texts is searched, if it has any. Raises
+    ModelError when the model has none.
     """
     best: tuple[int, str, nn.Module] | None = None
+    text = _text_part(model)
     for path, container in model.named_modules():
-        if _is_stack(container):
+        if f"{path}.".startswith(text) and _is_stack(container):
             size = sum(parameter.numel() for parameter in container.parameters())
             if best is None or size > best[0]:
                 best = (size, path, container)
@@ -68,6 +71,21 @@ def find_layer_stack(model: nn.Module) -> LayerStack:
             f"{type(model).__name__} has no repeated layers: expected a ModuleList or Sequential of similar blocks"
         )
     return LayerStack(best[1], tuple(best[2].children()))
+
+
+def _text_part(model: nn.Module) -> str:
+    """How the names of the modules begin that are for texts: "" for a model of texts alone."""
+    found = transformers_model(model)
+    if found is None or found[1].config.get_text_config() is found[1].config:
+        return ""
+    embeddings = input_embeddings(model)
+    place = next((name for name, module in model.named_modules() if module is embeddings), "")
+    while place:
+        place = place.rpartition(".")[0]
+        part = f"{place}." if place else ""
+        if any(f"{path}.".startswith(part) and _is_stack(module) for path, module in model.named_modules()):
+            return part
+    return ""
 
 
 def _is_stack(container: nn.Module) -> bool:

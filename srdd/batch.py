@@ -10,6 +10,7 @@ from torch import nn
 
 from hal.errors import UsageError
 from hal.noise import stream_key, uniform
+from hal.skeleton import input_embeddings
 
 ROWS = 4
 LENGTH = 64
@@ -38,7 +39,9 @@ def pack(tokenizer: Any | None, prompts: Sequence[str], model: nn.Module) -> tor
 
 
 def _context(model: nn.Module) -> int:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):  # a model of images too holds several
+        config = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "n_ctx"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
@@ -47,7 +50,9 @@ def _context(model: nn.Module) -> int:
 
 
 def _vocabulary(model: nn.Module) -> int:
-    for module in model.modules():
+    # The first table may be another: that of the places of an image's patches, for example.
+    own = input_embeddings(model)
+    for module in [own] if own else model.modules():
         if isinstance(module, nn.Embedding):
             return module.num_embeddings
     value = getattr(getattr(model, "config", None), "vocab_size", None)

@@ -44,6 +44,7 @@ _EXACT_NAMES = (
     "scatter_ select_scatter sign slice_scatter sort stack topk tril triu unbind where zero_ zeros zeros_like"
 )
 _EXACT = frozenset(_EXACT_NAMES.split())
+_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv"})
 _IEEE = frozenset({"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"})
 
 
@@ -72,6 +73,8 @@ class WideArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         """
         if any(isinstance(value, torch.Tensor) and value.is_meta for value in args):
             raise WeightsNotHeldError(f"{_name(func)} reads weights that the copy on the host does not hold")
+        if _name(func) in _PRODUCTS:  # the others widen what is narrower themselves
+            args = tuple(widened(value) if isinstance(value, torch.Tensor) else value for value in args)
         return self.finish(func, args, func(*args, **_widened(kwargs or {}, args)))
 
     def given(self, value: torch.Tensor) -> torch.Tensor:

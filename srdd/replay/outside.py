@@ -115,7 +115,7 @@ class OutsideReplay:
         try:
             self._compare_made(part, call, chosen)
         except WeightsNotHeldError:
-            with self._clean.lent(call.name, {child.name for child in call.children}):
+            with self._clean.lent(call.name):
                 self._compare_made(part, call, chosen)
 
     def _compare_made(self, part: Part, call: ModuleCall, chosen: Mapping[int, tuple[str, bool, int]]) -> None:
