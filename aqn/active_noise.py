@@ -98,4 +98,7 @@ class OperatorNoise:
         stream = self._active.stream(self._layer, call.site, call.operator, call.occurrence)
         if call.first_column:
             stream = replace(stream, first_column=call.first_column)
-        return forward_noise(tensor, sigma, stream, self._active.tokens.rows, call.operator in _HEADS_FIRST)
+        tokens = self._active.tokens.rows
+        if tokens is not None and call.operator == "linear":
+            tokens = tokens.of_product(tensor.shape)
+        return forward_noise(tensor, sigma, stream, tokens, call.operator in _HEADS_FIRST)

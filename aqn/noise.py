@@ -115,7 +115,9 @@ class _BackwardNoise(torch.autograd.Function):
 @torch.no_grad()
 def _perturbed(x: torch.Tensor, sigma: float, grid: _Grid) -> torch.Tensor:
     values = _folded(x, grid)
-    out = torch.empty_like(values)
+    # What a custom function returns may not be a view: models add to results in place.
+    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = _folded(result, grid)
     for first, last, draw in _pieces(grid, x.device):
         if _may_fuse(grid, values):
             torch.addcmul(values[:, first:last], values[:, first:last].abs(), draw, value=sigma, out=out[:, first:last])
@@ -123,7 +125,7 @@ def _perturbed(x: torch.Tensor, sigma: float, grid: _Grid) -> torch.Tensor:
         piece = values[:, first:last].float()
         # One kernel an operation, so that no device fuses two and rounds once less.
         out[:, first:last] = piece.abs().mul_(draw.mul_(sigma)).add_(piece)
-    return out.view(x.shape)
+    return result
 
 
 def _may_fuse(grid: _Grid, *tensors: torch.Tensor) -> bool:

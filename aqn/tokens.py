@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hal.calls import token_axis
+from hal.calls import CACHE_ARGUMENTS, token_axis, with_cache_by_name
 from hal.errors import HookError
 
 
@@ -34,6 +34,15 @@ class TokenRows:
     def count(self) -> int:
         """Number of tokens."""
         return self.batch * self.length
+
+    def of_product(self, shape: torch.Size) -> TokenRows:
+        """The tokens of the rows of a product's result, [..., rows, columns]: these, or all from the beginning of their
+        sequences, because latent attention widens anew for each token what its cache holds of those before.
+        """
+        length = self.first + self.length
+        if self.place is not None or len(shape) < 2 or (shape[-2], shape[:-1].numel()) != (length, self.batch * length):
+            return self
+        return TokenRows(self.batch, length, torch.arange(length, device=self.unique.device), None, 0, True)
 
 
 def token_rows(positions: torch.Tensor, batch: int) -> TokenRows:
@@ -69,6 +78,7 @@ class PassTokens:
                 hidden = next((v for v in args if isinstance(v, torch.Tensor) and v.is_floating_point()), None)
             if hidden is None:
                 raise HookError(f"layer {layer} was called without a floating-point activation: its tokens are unknown")
+            args, kwargs = with_cache_by_name(module, args, kwargs)
             positions = layer_positions(hidden, args, kwargs, layer)
             batch = int(hidden.shape[0]) if hidden.dim() > 2 else 1
             # Every layer of a pass gets the same tensor; looking into it makes the host wait for the device.
@@ -87,7 +97,8 @@ def layer_positions(hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[st
     for value in (kwargs.get("position_ids"), kwargs.get("positions"), kwargs.get("cache_position"), *args[:1]):
         if isinstance(value, torch.Tensor) and _are_positions(value, length):
             return value
-    cached = getattr(kwargs.get("past_key_values"), "get_seq_length", None)
+    lengths = (getattr(kwargs.get(name), "get_seq_length", None) for name in CACHE_ARGUMENTS)
+    cached = next(filter(None, lengths), None)
     past = int(cached(layer)) if cached else 0
     return torch.arange(past, past + length, device=hidden.device)
 

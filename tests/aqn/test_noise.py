@@ -141,6 +141,21 @@ def test_a_norm_of_heads_behind_the_tokens_is_numbered_by_token():
     assert torch.equal(together[1, 4], alone[0, 0])
 
 
+def test_all_keys_of_a_cache_get_the_noise_of_their_own_tokens():
+    whole = forward_noise(torch.ones(2, 6, 8), 0.1, EXACT, token_rows(torch.arange(6), 2))
+    x, tokens = torch.ones(2, 1, 6, 8), token_rows(torch.tensor([5]), 2)
+    keys = forward_noise(x, 0.1, EXACT, tokens.of_product(x.shape))
+    assert torch.equal(keys[:, 0], whole)
+
+
+def test_a_result_may_be_added_to_in_place_in_training():
+    x = torch.ones(2, 3, requires_grad=True)
+    result = forward_noise(2 * x, 0.1, EXACT, None)
+    result += 1
+    result.sum().backward()
+    assert (x.grad - 2).abs().max() < 2
+
+
 def test_the_same_numbers_come_again_and_other_keys_give_others():
     x, tokens = torch.ones(1, 4, 8), token_rows(torch.arange(4), 1)
     first = forward_noise(x, 0.1, EXACT, tokens)

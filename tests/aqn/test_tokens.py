@@ -53,9 +53,28 @@ def test_what_is_no_position_is_not_taken():
     assert layer_positions(HIDDEN, (torch.arange(7),), {}, 0).tolist() == [0, 1, 2]
 
 
-def test_without_positions_they_are_counted_from_the_layers_own_cache():
+@pytest.mark.parametrize("name", ["past_key_values", "layer_past"])
+def test_without_positions_they_are_counted_from_the_layers_own_cache(name):
     class Cache:
         def get_seq_length(self, layer):
             return 10 + layer
 
-    assert layer_positions(HIDDEN, (), {"past_key_values": Cache()}, 2).tolist() == [12, 13, 14]
+    assert layer_positions(HIDDEN, (), {name: Cache()}, 2).tolist() == [12, 13, 14]
+
+
+@pytest.mark.parametrize(
+    ("positions", "shape", "expected"),
+    [
+        ([4, 5], (3, 6, 8), [0, 1, 2, 3, 4, 5]),
+        ([4, 5], (3, 1, 6, 8), [0, 1, 2, 3, 4, 5]),
+        ([4, 5], (3, 2, 8), [4, 5]),
+        ([4, 5], (3, 2, 6, 8), [4, 5]),
+        ([4, 5], (6, 8), [4, 5]),
+        ([[0, 1], [1, 2]], (2, 3, 8), [0, 1, 2]),
+    ],
+)
+def test_a_product_has_rows_of_these_tokens_or_of_all_so_far(positions, shape, expected):
+    tokens = token_rows(torch.tensor(positions), 3)
+    found = tokens.of_product(torch.Size(shape))
+    assert found.unique.tolist() == expected
+    assert (found.place is None) == (tokens.place is None)
