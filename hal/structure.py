@@ -55,14 +55,14 @@ def dotted(*names: str) -> str:
 
 def find_layer_stack(model: nn.Module) -> LayerStack:
     """The list of repeated layers that holds most of the model's parameters. A candidate is a list-like
-    container whose entries share a few classes and own parameters; the largest wins, and of two equals the
-    outer one. Of a model for texts and images or sounds, only the part for texts is searched, if it has any. Raises
-    ModelError when the model has none.
+    container whose entries own parameters, and share a few classes or are as many as the model's configuration
+    says; the largest wins, and of two equals the outer one. Of a model for texts and images or sounds, only the part
+    for texts is searched, if it has any. Raises ModelError when the model has none.
     """
     best: tuple[int, str, nn.Module] | None = None
-    text = _text_part(model)
+    text, number = _text_part(model)
     for path, container in model.named_modules():
-        if f"{path}.".startswith(text) and _is_stack(container):
+        if f"{path}.".startswith(text) and _is_stack(container, number):
             size = sum(parameter.numel() for parameter in container.parameters())
             if best is None or size > best[0]:
                 best = (size, path, container)
@@ -73,30 +73,37 @@ def find_layer_stack(model: nn.Module) -> LayerStack:
     return LayerStack(best[1], tuple(best[2].children()))
 
 
-def _text_part(model: nn.Module) -> str:
-    """How the names of the modules begin that are for texts: "" for a model of texts alone."""
+def _text_part(model: nn.Module) -> tuple[str, int | None]:
+    """How the names of the modules begin that are for texts, "" for a model of texts alone, and how many layers they
+    have; None where no configuration says.
+    """
     found = transformers_model(model)
-    if found is None or found[1].config.get_text_config() is found[1].config:
-        return ""
+    if found is None:
+        return "", None
+    config = found[1].config.get_text_config()
+    number = getattr(config, "num_hidden_layers", None)
+    if config is found[1].config:
+        return "", number
     embeddings = input_embeddings(model)
     place = next((name for name, module in model.named_modules() if module is embeddings), "")
     while place:
         place = place.rpartition(".")[0]
         part = f"{place}." if place else ""
-        if any(f"{path}.".startswith(part) and _is_stack(module) for path, module in model.named_modules()):
-            return part
-    return ""
+        if any(f"{path}.".startswith(part) and _is_stack(module, number) for path, module in model.named_modules()):
+            return part, number
+    return "", number
 
 
-def _is_stack(container: nn.Module) -> bool:
+def _is_stack(container: nn.Module, number: int | None) -> bool:
     if not isinstance(container, (nn.ModuleList, nn.Sequential)):
         return False
     layers = [layer for layer in container.children() if not _is_stand_in(layer)]
     composed = all(any(True for _ in layer.children()) for layer in layers)
     owning = all(next(layer.parameters(), None) is not None for layer in layers)
     # Hybrid models alternate two or three block classes; a plain pipeline of different modules is not a stack.
-    classes = {type(layer) for layer in layers}
-    return bool(layers) and composed and owning and (len(layers) == 1 or len(classes) <= len(layers) // 2)
+    alike = len({type(layer) for layer in layers}) <= len(layers) // 2
+    expected = isinstance(container, nn.ModuleList) and len(layers) == number
+    return bool(layers) and composed and owning and (len(layers) == 1 or alike or expected)
 
 
 def _is_stand_in(layer: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import JambaConfig, JambaForCausalLM
 
 from hal import ModelError
 from hal.structure import LayerStack, dotted, evaluation_mode, find_layer_stack
@@ -89,6 +90,17 @@ def test_the_larger_stack_is_the_model():
 def test_hybrid_models_alternate_a_few_classes(classes):
     stack = find_layer_stack(model_of(layers=nn.ModuleList(kind() for kind in classes)))
     assert tuple(type(layer) for layer in stack.layers) == classes
+
+
+def test_layers_of_a_class_each_are_those_that_the_configuration_counts():
+    config = JambaConfig(
+        num_hidden_layers=2, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, hidden_size=32
+    )
+    with torch.device("meta"):
+        model = JambaForCausalLM(config)
+    stack = find_layer_stack(model)
+    assert stack.path == "model.layers"
+    assert len({type(layer) for layer in stack.layers}) == len(stack) == 2
 
 
 def test_layers_may_be_a_sequential():
