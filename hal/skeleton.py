@@ -31,6 +31,16 @@ def input_embeddings(model: nn.Module) -> nn.Module | None:
     return embeddings
 
 
+def text_config(config: Any) -> Any:
+    """What a model's transformers configuration says of its part for texts; of two, an encoder and a decoder, of the
+    decoder.
+    """
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return config.get_text_config(decoder=True)
+
+
 def fresh_instance(owner: Any) -> Any:
     """A new instance of the class of `owner`, a transformers model, from its configuration, for the host. Whether it
     takes memory is up to the context that it is called in.

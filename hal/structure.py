@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hal.errors import ModelError
-from hal.skeleton import input_embeddings, transformers_model
+from hal.skeleton import input_embeddings, text_config, transformers_model
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _text_part(model: nn.Module) -> tuple[str, int | None]:
     found = transformers_model(model)
     if found is None:
         return "", None
-    config = found[1].config.get_text_config()
+    config = text_config(found[1].config)
     number = getattr(config, "num_hidden_layers", None)
     if config is found[1].config:
         return "", number

@@ -10,7 +10,7 @@ from torch import nn
 
 from hal.errors import UsageError
 from hal.noise import stream_key, uniform
-from hal.skeleton import input_embeddings
+from hal.skeleton import input_embeddings, text_config
 
 ROWS = 4
 LENGTH = 64
@@ -41,7 +41,7 @@ def pack(tokenizer: Any | None, prompts: Sequence[str], model: nn.Module) -> tor
 def _context(model: nn.Module) -> int:
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):  # a model of images too holds several
-        config = config.get_text_config()
+        config = text_config(config)
     for name in ("max_position_embeddings", "n_positions", "n_ctx"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:

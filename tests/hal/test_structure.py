@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import JambaConfig, JambaForCausalLM
+from transformers import EncodecConfig, JambaConfig, JambaForCausalLM, MusicgenConfig, MusicgenDecoderConfig, T5Config
 
 from hal import ModelError
+from hal.skeleton import text_config
 from hal.structure import LayerStack, dotted, evaluation_mode, find_layer_stack
 from tests.conftest import FAMILIES, random_model
 
@@ -101,6 +102,15 @@ def test_layers_of_a_class_each_are_those_that_the_configuration_counts():
     stack = find_layer_stack(model)
     assert stack.path == "model.layers"
     assert len({type(layer) for layer in stack.layers}) == len(stack) == 2
+
+
+def test_of_an_encoder_and_a_decoder_for_texts_the_decoder_counts():
+    config = MusicgenConfig(
+        text_encoder=T5Config(num_layers=2, d_model=8, d_ff=8, d_kv=4, num_heads=2).to_dict(),
+        audio_encoder=EncodecConfig().to_dict(),
+        decoder=MusicgenDecoderConfig(num_hidden_layers=3, hidden_size=8, ffn_dim=8, num_attention_heads=2).to_dict(),
+    )
+    assert text_config(config).num_hidden_layers == 3
 
 
 def test_layers_may_be_a_sequential():
