@@ -230,10 +230,11 @@ def _labels(measurements: Measurements, findings: Sequence[Finding]) -> tuple[st
 
 def _notes(measurements: Measurements, carries: bool) -> tuple[str, ...]:
     notes = list(measurements.notes)
-    if not carries and any(layer.pass_through is not None for layer in measurements.layers):
+    probed = any(layer.finite_input and layer.finite_output for layer in measurements.layers)
+    if probed and not carries and "pass_through" in measurements.probes:
         notes.append(
             "pass-through does not apply: these layers do not return their input plus a bounded update "
-            "(post-norm blocks, scaled residuals)"
+            "(post-norm blocks, scaled residuals, several streams)"
         )
     known = dict(measurements.known)
     differing = known_differences((*measurements.layers, *measurements.outside), known)

@@ -64,6 +64,7 @@ def measure_layer(
         return LayerMeasurement(
             visit.index, visit.site, visit.finite_input, visit.finite_output, replay=sites, weights=weights
         )
+    one_stream = visit.call.stream.dim() <= 3  # several are mixed in each layer: none comes back as itself
     return LayerMeasurement(
         index=visit.index,
         site=visit.site,
@@ -72,7 +73,7 @@ def measure_layer(
         stability=measure_stability(samples) if "stability" in groups else None,
         gain=measure_gain(samples) if "gain" in groups else None,
         shape=measure_shape(samples) if "shape" in groups else None,
-        pass_through=measure_pass_through(samples) if "pass_through" in groups else None,
+        pass_through=measure_pass_through(samples) if "pass_through" in groups and one_stream else None,
         kv_cache=measure_kv_cache(visit) if "kv_cache" in groups else None,
         checksum=max(samples.products, key=lambda product: product.residual, default=None),
         replay=sites,

@@ -37,8 +37,8 @@ def place(
     name = _name(find_layer_stack(model), layer, site)
     with detour(model, name, operator):  # which names what is wrong with the place
         part = model.get_submodule(name)
-    own = next((parameter.dtype for parameter in part.parameters() if parameter.is_floating_point()), None)
-    if own is DTYPES[dtype] and not host:
+    own = {parameter.dtype for parameter in part.parameters() if parameter.is_floating_point()}
+    if own == {DTYPES[dtype]} and not host:
         raise UsageError(f"{name} is in {dtype} already: choose another --dtype, or --host")
     return Change(layer, name, operator, dtype, host)
 

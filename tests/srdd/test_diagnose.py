@@ -197,9 +197,12 @@ class TestCarriesStream:
 
     def test_where_it_does_not_apply_the_report_says_so_and_nobody_is_accused(self):
         normalising = passing(replace(BIASED, ratio_spread=3.0), growth=2.0**-16)
-        diagnosis = diagnose(measurements(*self.rows(*[normalising] * 4)))
+        diagnosis = diagnose(measurements(*self.rows(*[normalising] * 4), probes=("pass_through",)))
         assert diagnosis.verdict == "healthy"
         assert "pass-through does not apply" in diagnosis.notes[0]
+
+    def test_where_it_was_not_asked_for_nothing_is_said(self):
+        assert diagnose(measurements(*self.rows(*[None] * 4))).notes == ()
 
 
 class TestKurtosisEdges:

@@ -156,3 +156,11 @@ def test_a_faulty_layer_is_named_and_no_other(kind):
     with simulate(model, [parse_fault(f"{fault}@{layer}:sparsity=0.2,seed=1")]):
         report = srdd.scan(model)
     assert [(finding.layer, finding.kind) for finding in report.findings] == [(layer, fault)]
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v4", "gemma3n_text"])
+def test_streams_of_several_lanes_are_mixed_and_none_has_to_come_back_as_itself(kind):
+    report = srdd.scan(build(kind, torch.bfloat16), level="quick")
+    assert report.findings == ()
+    assert all(row.pass_through is None for row in report.measurements.layers)
+    assert any("pass-through does not apply" in note for note in report.diagnosis.notes)

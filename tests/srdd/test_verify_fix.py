@@ -333,6 +333,12 @@ def test_a_model_that_generates_nothing_is_judged_by_the_scans(fix, tmp_path, by
     assert f"task         {metric_text(None)}" in out
 
 
+def test_a_layer_that_keeps_parts_in_the_other_precision_may_be_rerun_in_it():
+    model = random_model("llama", layers=2, hidden=32, dtype=torch.bfloat16)
+    model.model.layers[1].input_layernorm.float()
+    assert place(model, 1).dtype == "float32"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
