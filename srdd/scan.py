@@ -25,6 +25,7 @@ from srdd.diagnose import diagnose
 from srdd.execution import plain_execution, unwrapped
 from srdd.forward import accepts, run_forward, without_cache
 from srdd.measurements import Cost, LayerMeasurement, Measurements
+from srdd.probes.architecture import HostResponse
 from srdd.probes.measure import PROBES, measure_layer
 from srdd.probes.samples import unit_roundoff
 from srdd.prompts import DEFAULT, require_prompts
@@ -68,7 +69,6 @@ def scan(
     given, model = model, unwrapped(model)
     _require_one_stream(model)
     _require_precision(model)
-    replay = None
     with (
         named_when_full(
             f"a scan at level {level}", "give it more, fewer prompts or --level quick, or stream (--stream)"
@@ -76,12 +76,14 @@ def scan(
         plain_execution(given, target.device.type) as notes,
     ):
         stack = find_layer_stack(model)
+        weights = ModelWeights(model, stack, Path(checkpoint)) if checkpoint else None
         if level == "full":
-            weights = ModelWeights(model, stack, Path(checkpoint)) if checkpoint else None
-            replay = _Replay(
+            host: _Replay | HostResponse = _Replay(
                 HostReplay(model, stack, weights, seed), OutsideReplay(model, stack, weights, seed), weights
             )
-        return _Scan(model, stack, target, ids, tuple(probes), replay, seed, progress, trials, notes).run()
+        else:
+            host = HostResponse(model, stack, weights)
+        return _Scan(model, stack, target, ids, tuple(probes), host, seed, progress, trials, notes).run()
 
 
 def scan_checkpoint(
@@ -165,7 +167,7 @@ class _Scan:
         backend: TorchBackend,
         ids: torch.Tensor,
         probes: tuple[str, ...],
-        replay: _Replay | None,
+        host: _Replay | HostResponse,
         seed: int,
         progress: Progress | None,
         trials: int,
@@ -176,7 +178,8 @@ class _Scan:
         self._backend = backend
         self._ids = ids
         self._probes = probes
-        self._replay = replay
+        self._replay = host if isinstance(host, _Replay) else None
+        self._host = host if isinstance(host, HostResponse) else None
         self._seed = seed
         self._progress = progress
         self._trials = trials
@@ -227,7 +230,7 @@ class _Scan:
     def _visit(self, visit: LayerVisit) -> None:
         self._hidden = int(visit.call.stream.shape[-1])
         layers = self._replay.layers if self._replay else None
-        self._rows.append(measure_layer(visit, self._probes, self._seed, layers, self._trials))
+        self._rows.append(measure_layer(visit, self._probes, self._seed, layers, self._trials, self._host))
         self._notes.extend(visit.notes)
         if self._progress is not None:
             self._progress(len(self._rows), len(self._stack))

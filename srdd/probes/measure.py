@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import ExitStack
+from functools import partial
 
 from srdd.measurements import LayerMeasurement
+from srdd.probes.architecture import HostResponse
 from srdd.probes.checksum import watch_products
 from srdd.probes.gain import measure_gain
 from srdd.probes.kv_cache import measure_kv_cache
@@ -50,10 +52,11 @@ def measure_layer(
     seed: int,
     replay: HostReplay | None = None,
     trials: int = TRIALS,
+    host: HostResponse | None = None,
 ) -> LayerMeasurement:
     """Run the excitations that `probes` and `replay` need and measure, with `trials` runs on the layer's own input, the
-    model's own included. A layer whose values are not all finite is reported as such; it is replayed under its own
-    input, but not probed.
+    model's own included. `host` is asked about a layer that does not pass its input through. A layer whose values are
+    not all finite is reported as such; it is replayed under its own input, but not probed.
     """
     groups = {_GROUP[probe] for probe in probes}
     finite = visit.finite_input and visit.finite_output
@@ -64,6 +67,7 @@ def measure_layer(
         return LayerMeasurement(
             visit.index, visit.site, visit.finite_input, visit.finite_output, replay=sites, weights=weights
         )
+    asked = partial(host.to, visit) if host else None
     one_stream = visit.call.stream.dim() <= 3  # several are mixed in each layer: none comes back as itself
     return LayerMeasurement(
         index=visit.index,
@@ -73,7 +77,7 @@ def measure_layer(
         stability=measure_stability(samples) if "stability" in groups else None,
         gain=measure_gain(samples) if "gain" in groups else None,
         shape=measure_shape(samples) if "shape" in groups else None,
-        pass_through=measure_pass_through(samples) if "pass_through" in groups and one_stream else None,
+        pass_through=measure_pass_through(samples, asked) if "pass_through" in groups and one_stream else None,
         kv_cache=measure_kv_cache(visit) if "kv_cache" in groups else None,
         checksum=max(samples.products, key=lambda product: product.residual, default=None),
         replay=sites,

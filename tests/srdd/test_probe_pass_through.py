@@ -17,12 +17,12 @@ def block(x):
     return x + 0.7 * np.tanh(np.roll(x / np.sqrt(np.mean(x**2, axis=1, keepdims=True)), 1, axis=1))
 
 
-def measured(damage=lambda y: y, dtype="bfloat16", scale=2.0**16, layer=block, seed=0):
+def measured(damage=lambda y: y, dtype="bfloat16", scale=2.0**16, layer=block, seed=0, host=None):
     rng = np.random.default_rng(seed)
     x = rng.standard_t(6, size=(ROWS, UNITS))
     samples = LayerSamples(x, damage(layer(x)), U[dtype])
     samples.others["amplified"] = Sample(scale * x, damage(layer(scale * x)), scale)
-    return measure_pass_through(samples)
+    return measure_pass_through(samples, host)
 
 
 def only(units, damage):
@@ -54,6 +54,23 @@ DAMAGES = {
     "sign_flip": lambda y: -y,
     "corruption": lambda y: y + y.std() * np.random.default_rng(9).standard_t(2, size=y.shape),
 }
+
+
+def unbounded(x):
+    """A block without a norm: its update grows with x."""
+    return x + 0.7 * np.roll(x, 1, axis=1)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_layer_that_passes_its_input_through_on_the_host_alone_is_damaged(damage):
+    assert measured(damage, host=block) == measured(damage)
+    assert measured(damage).transfer.violation > 1
+
+
+def test_one_that_does_not_on_the_host_either_is_made_so():
+    assert measured(layer=unbounded).transfer.violation > 1
+    assert measured(layer=unbounded, host=unbounded) is None
+    assert measured(layer=unbounded, host=lambda _stream: None) == measured(layer=unbounded)
 
 
 @given(st.sampled_from(sorted(U)), st.integers(1, 16), st.integers(0, 50))

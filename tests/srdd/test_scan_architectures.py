@@ -149,6 +149,11 @@ def test_a_healthy_model_is_replayed_whole_and_accused_of_nothing(kind, dtype, w
 
 
 @pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
+def test_level_quick_accuses_no_layer_of_passing_its_input_on_as_its_architecture_does(kind):
+    assert srdd.scan(build(kind, torch.float32, weights=0.02), level="quick").findings == ()
+
+
+@pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
 def test_a_faulty_layer_is_named_and_no_other(kind):
     fault = ("dead_zone", "bias", "scale")[len(kind) % 3]
     model = build(kind, torch.float32)
