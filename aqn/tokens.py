@@ -78,8 +78,7 @@ class PassTokens:
                 hidden = next((v for v in args if isinstance(v, torch.Tensor) and v.is_floating_point()), None)
             if hidden is None:
                 raise HookError(f"layer {layer} was called without a floating-point activation: its tokens are unknown")
-            args, kwargs = with_cache_by_name(module, args, kwargs)
-            positions = layer_positions(hidden, args, kwargs, layer)
+            positions = layer_positions(module, hidden, args, kwargs, layer)
             batch = int(hidden.shape[0]) if hidden.dim() > 2 else 1
             # Every layer of a pass gets the same tensor; looking into it makes the host wait for the device.
             if first or positions is not self._positions or self.rows is None or self.rows.batch != batch:
@@ -88,16 +87,19 @@ class PassTokens:
         return note
 
 
-def layer_positions(hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int) -> torch.Tensor:
-    """The token positions in the arguments of a layer's call whose hidden states are `hidden` ([batch, length, units],
-    or [tokens, units]): `position_ids`, `positions` or `cache_position`, an integer tensor passed first (vLLM), and
-    otherwise counted from the length of the layer's key-value cache.
+def layer_positions(
+    module: nn.Module, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int
+) -> torch.Tensor:
+    """The token positions in the arguments of a call of `module`, the layer numbered `layer`, whose hidden states are
+    `hidden` ([batch, length, units], or [tokens, units]): `position_ids`, `positions` or `cache_position`, an integer
+    tensor passed first (vLLM), and otherwise counted from the length of the layer's key-value cache.
     """
     length = hidden.shape[token_axis(hidden)]
     for value in (kwargs.get("position_ids"), kwargs.get("positions"), kwargs.get("cache_position"), *args[:1]):
         if isinstance(value, torch.Tensor) and _are_positions(value, length):
             return value
-    lengths = (getattr(kwargs.get(name), "get_seq_length", None) for name in CACHE_ARGUMENTS)
+    _, named = with_cache_by_name(module, args, kwargs)
+    lengths = (getattr(named.get(name), "get_seq_length", None) for name in CACHE_ARGUMENTS)
     cached = next(filter(None, lengths), None)
     past = int(cached(layer)) if cached else 0
     return torch.arange(past, past + length, device=hidden.device)

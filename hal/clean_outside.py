@@ -13,7 +13,7 @@ from torch import nn
 from hal.calls import moved
 from hal.model_weights import WeightSource
 from hal.skeleton import on_meta, stripped_copy, transformers_model
-from hal.structure import LayerStack, dotted
+from hal.structure import LayerStack, dotted, enclosing
 
 _HOST = torch.device("cpu")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -117,9 +117,8 @@ class CleanOutside:
 
     def _initialiser(self, name: str) -> Callable[[nn.Module], None] | None:
         """What the model that the module called `name` belongs to, the innermost of several, initialises it with."""
-        places = [name[:end] for end in (len(name), *(at for at in range(len(name) - 1, 0, -1) if name[at] == "."), 0)]
-        found = (getattr(self.module.get_submodule(place), "_init_weights", None) for place in places)
-        return next((initialise for initialise in found if initialise is not None), None)
+        found = (getattr(self.module.get_submodule(place), "_init_weights", None) for place in enclosing(name))
+        return next(filter(None, found), None)
 
     def _held(self, name: str) -> torch.Tensor:
         """The scanned model's own tensor, on the host."""

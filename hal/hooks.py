@@ -15,6 +15,7 @@ from hal.errors import HookError
 from hal.operator_calls import CallHandler, OperatorCalls
 from hal.operators import OperatorScope, require_operator
 from hal.outputs import Role, hidden_states, with_hidden_states
+from hal.structure import enclosing
 
 TensorFunction = Callable[[torch.Tensor], torch.Tensor]
 CallObserver = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
@@ -149,9 +150,7 @@ def _form(tensor: torch.Tensor) -> str:
 
 
 def _nearest(site: str, modules: Mapping[str, nn.Module]) -> str:
-    parent = site
-    while parent and parent not in modules:
-        parent = parent.rpartition(".")[0]
+    parent = next(place for place in enclosing(site) if place in modules)
     children = [name for name, _ in modules[parent].named_children()]
     shown = ", ".join(children[:8]) + (", ..." if len(children) > 8 else "")
     return f"below '{parent or 'the root'}' there are: {shown or 'no modules'}"

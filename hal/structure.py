@@ -53,45 +53,49 @@ def dotted(*names: str) -> str:
     return ".".join(filter(None, names))
 
 
+def enclosing(name: str) -> Iterator[str]:
+    """The name of a module and of each that it lies in, the innermost first and the whole, "", last."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+    yield ""
+
+
 def find_layer_stack(model: nn.Module) -> LayerStack:
     """The list of repeated layers that holds most of the model's parameters. A candidate is a list-like
     container whose entries own parameters, and share a few classes or are as many as the model's configuration
     says; the largest wins, and of two equals the outer one. Of a model for texts and images or sounds, only the part
     for texts is searched, if it has any. Raises ModelError when the model has none.
     """
-    best: tuple[int, str, nn.Module] | None = None
-    text, number = _text_part(model)
-    for path, container in model.named_modules():
-        if f"{path}.".startswith(text) and _is_stack(container, number):
-            size = sum(parameter.numel() for parameter in container.parameters())
-            if best is None or size > best[0]:
-                best = (size, path, container)
-    if best is None:
+    number = _layers_counted(model)
+    stacks = {path: container for path, container in model.named_modules() if _is_stack(container, number)}
+    if not stacks:
         raise ModelError(
             f"{type(model).__name__} has no repeated layers: expected a ModuleList or Sequential of similar blocks"
         )
-    return LayerStack(best[1], tuple(best[2].children()))
+    path = max(_for_texts(model, list(stacks)), key=lambda path: _size(stacks[path]))
+    return LayerStack(path, tuple(stacks[path].children()))
 
 
-def _text_part(model: nn.Module) -> tuple[str, int | None]:
-    """How the names of the modules begin that are for texts, "" for a model of texts alone, and how many layers they
-    have; None where no configuration says.
-    """
+def _size(container: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in container.parameters())
+
+
+def _layers_counted(model: nn.Module) -> int | None:
+    """How many layers for texts the model's configuration counts; None where none says."""
     found = transformers_model(model)
-    if found is None:
-        return "", None
-    config = text_config(found[1].config)
-    number = getattr(config, "num_hidden_layers", None)
-    if config is found[1].config:
-        return "", number
+    return getattr(text_config(found[1].config), "num_hidden_layers", None) if found else None
+
+
+def _for_texts(model: nn.Module, stacks: list[str]) -> list[str]:
+    """Of a model for texts and more, those of the `stacks` that are nearest to the embeddings of its texts."""
+    found = transformers_model(model)
+    if found is None or text_config(found[1].config) is found[1].config:
+        return stacks
     embeddings = input_embeddings(model)
-    place = next((name for name, module in model.named_modules() if module is embeddings), "")
-    while place:
-        place = place.rpartition(".")[0]
-        part = f"{place}." if place else ""
-        if any(f"{path}.".startswith(part) and _is_stack(module, number) for path, module in model.named_modules()):
-            return part, number
-    return "", number
+    name = next((name for name, module in model.named_modules() if module is embeddings), "")
+    near = ([path for path in stacks if not place or f"{path}.".startswith(f"{place}.")] for place in enclosing(name))
+    return next(filter(None, near))
 
 
 def _is_stack(container: nn.Module, number: int | None) -> bool:

@@ -76,14 +76,16 @@ def scan(
         plain_execution(given, target.device.type) as notes,
     ):
         stack = find_layer_stack(model)
-        weights = ModelWeights(model, stack, Path(checkpoint)) if checkpoint else None
+        clean = Path(checkpoint) if checkpoint else None
+        replay, host = None, None
         if level == "full":
-            host: _Replay | HostResponse = _Replay(
+            weights = ModelWeights(model, stack, clean) if clean else None
+            replay = _Replay(
                 HostReplay(model, stack, weights, seed), OutsideReplay(model, stack, weights, seed), weights
             )
         else:
-            host = HostResponse(model, stack, weights)
-        return _Scan(model, stack, target, ids, tuple(probes), host, seed, progress, trials, notes).run()
+            host = HostResponse(model, stack, clean)
+        return _Scan(model, stack, target, ids, tuple(probes), replay, host, seed, progress, trials, notes).run()
 
 
 def scan_checkpoint(
@@ -167,7 +169,8 @@ class _Scan:
         backend: TorchBackend,
         ids: torch.Tensor,
         probes: tuple[str, ...],
-        host: _Replay | HostResponse,
+        replay: _Replay | None,
+        host: HostResponse | None,
         seed: int,
         progress: Progress | None,
         trials: int,
@@ -178,8 +181,8 @@ class _Scan:
         self._backend = backend
         self._ids = ids
         self._probes = probes
-        self._replay = host if isinstance(host, _Replay) else None
-        self._host = host if isinstance(host, HostResponse) else None
+        self._replay = replay
+        self._host = host
         self._seed = seed
         self._progress = progress
         self._trials = trials

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from aqn.tokens import layer_positions, token_rows
 
 HIDDEN = torch.zeros(2, 3, 4)
+LAYER = nn.Identity()
 
 
 @pytest.mark.parametrize(
@@ -32,25 +34,25 @@ def test_positions_are_described_by_what_occurs_and_where(positions, batch, expe
 @pytest.mark.parametrize("name", ["position_ids", "positions", "cache_position"])
 def test_positions_passed_by_name_are_taken(name):
     given = torch.tensor([[4, 5, 6]])
-    assert layer_positions(HIDDEN, (HIDDEN,), {name: given}, 0) is given
+    assert layer_positions(LAYER, HIDDEN, (HIDDEN,), {name: given}, 0) is given
 
 
 def test_positions_are_taken_beside_hidden_states_of_several_streams():
     given = torch.tensor([[4, 5, 6]])
     hidden = torch.zeros(2, 3, 7, 4)
-    assert layer_positions(hidden, (hidden,), {"position_ids": given}, 0) is given
+    assert layer_positions(LAYER, hidden, (hidden,), {"position_ids": given}, 0) is given
 
 
 def test_positions_passed_first_are_taken():
     given = torch.tensor([4, 5, 6])
     flat = torch.zeros(3, 4)
-    assert layer_positions(flat, (given, flat, flat), {}, 0) is given
+    assert layer_positions(LAYER, flat, (given, flat, flat), {}, 0) is given
 
 
 def test_what_is_no_position_is_not_taken():
     mask = torch.ones(2, 3, dtype=torch.bool)
-    assert layer_positions(HIDDEN, (mask,), {"position_ids": None}, 0).tolist() == [0, 1, 2]
-    assert layer_positions(HIDDEN, (torch.arange(7),), {}, 0).tolist() == [0, 1, 2]
+    assert layer_positions(LAYER, HIDDEN, (mask,), {"position_ids": None}, 0).tolist() == [0, 1, 2]
+    assert layer_positions(LAYER, HIDDEN, (torch.arange(7),), {}, 0).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["past_key_values", "layer_past"])
@@ -59,7 +61,7 @@ def test_without_positions_they_are_counted_from_the_layers_own_cache(name):
         def get_seq_length(self, layer):
             return 10 + layer
 
-    assert layer_positions(HIDDEN, (), {name: Cache()}, 2).tolist() == [12, 13, 14]
+    assert layer_positions(LAYER, HIDDEN, (), {name: Cache()}, 2).tolist() == [12, 13, 14]
 
 
 @pytest.mark.parametrize(

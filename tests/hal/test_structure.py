@@ -9,7 +9,7 @@ from transformers import EncodecConfig, JambaConfig, JambaForCausalLM, MusicgenC
 
 from hal import ModelError
 from hal.skeleton import text_config
-from hal.structure import LayerStack, dotted, evaluation_mode, find_layer_stack
+from hal.structure import LayerStack, dotted, enclosing, evaluation_mode, find_layer_stack
 from tests.conftest import FAMILIES, random_model
 
 PATHS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers", "bert": "encoder.layer"}
@@ -177,6 +177,11 @@ def test_a_name_belongs_to_the_layer_it_lies_in(path, name, layer):
 )
 def test_a_name_is_made_of_its_parts(parts, name):
     assert dotted(*parts) == name
+
+
+def test_a_module_lies_in_each_that_its_name_begins_with_and_in_the_whole():
+    assert list(enclosing("model.layers.3")) == ["model.layers.3", "model.layers", "model", ""]
+    assert list(enclosing("")) == [""]
 
 
 def test_evaluation_mode_returns_each_module_to_its_own_mode():
