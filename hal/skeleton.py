@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# Kernels without a host form, and the host's own word for the same mathematics.
-_HOST_ATTENTION = {"flash_attention_2": "sdpa", "flash_attention_3": "sdpa", "flex_attention": "sdpa"}
+from hal.host_attention import host_implementation
+from hal.shipped_code import replaced, shipped_class
 
 
 def transformers_model(model: nn.Module) -> tuple[str, Any] | None:
@@ -42,10 +42,28 @@ def text_config(config: Any) -> Any:
 
 
 def fresh_instance(owner: Any) -> Any:
-    """A new instance of the class of `owner`, a transformers model, from its configuration, for the host. Whether it
-    takes memory is up to the context that it is called in.
+    """A new instance of the class of `owner`, a transformers model, from its configuration, for the host, with
+    transformers' code as its files have it. Whether it takes memory is up to the context that it is called in.
     """
-    return type(owner)(_host_config(owner.config))
+    instance = shipped_class(type(owner))(_host_config(owner))
+    classes = {cls: shipped_class(cls) for cls in {type(part) for part in instance.modules()}}
+    for part in instance.modules():
+        part.__class__ = classes[type(part)]
+    return instance
+
+
+def foreign_code(model: nn.Module) -> tuple[str, ...]:
+    """What the transformers model in `model` runs in place of transformers' own code, and `fresh_instance` does not:
+    replaced functions and methods, and its attention where the host has another.
+    """
+    found = transformers_model(model)
+    if found is None:
+        return ()
+    owner = found[1]
+    own = str(getattr(owner.config, "_attn_implementation", None))
+    attention = (f"attention {own}",) if _host_config(owner)._attn_implementation != own else ()
+    modules = dict.fromkeys(type(part).__module__ for part in owner.modules())
+    return (*(name for module in modules for name in replaced(module)), *attention)
 
 
 def stripped_copy(module: nn.Module, stand_ins: dict[int, Any] | None = None) -> nn.Module:
@@ -75,9 +93,9 @@ def has_other_kernels(module: nn.Module) -> bool:
     return hasattr(module, "is_concatenated") and hasattr(getattr(module, "config", None), "_experts_implementation")
 
 
-def _host_config(config: Any) -> Any:
-    host = copy.deepcopy(config)
-    implementation = str(getattr(config, "_attn_implementation", None))
-    host._attn_implementation = _HOST_ATTENTION.get(implementation, implementation)
+def _host_config(owner: Any) -> Any:
+    host = copy.deepcopy(owner.config)
+    implementation = getattr(host, "_attn_implementation", None)
+    host._attn_implementation = host_implementation(owner, implementation)
     host._experts_implementation = "eager"
     return host

@@ -41,7 +41,9 @@ def suggestion(kind: str, layer: int, site: str, detail: str = "", weights: bool
 
 
 def describe_constant(constant: WrongConstant) -> str:
-    """Which constant the device must have used."""
+    """Which constant the device must have used; infinity, or what a JSON file holds in its place, limits nothing."""
+    if constant.acting > 1e300:
+        return f"{constant.name}, configured as {constant.configured:g}, is ignored"
     return f"{constant.name} acts as {constant.acting:.6g}, configured is {constant.configured:.6g}"
 
 

@@ -27,8 +27,7 @@ def measure_kv_cache(visit: LayerVisit) -> CacheIntegrity | None:
     with what it stored. None for a layer that takes no cache, does not use the one it is given (a recurrence beside
     attention), wants one of its model's own making, or cannot be run on some of its tokens, which `visit.notes` says.
     """
-    tokens = min(TOKENS, visit.call.tokens)
-    if tokens < 2 or not visit.call.takes_cache():
+    if not visit.call.takes_cache():
         return None
     accesses: list[tuple[Read, Read]] = []
 
@@ -39,6 +38,9 @@ def measure_kv_cache(visit: LayerVisit) -> CacheIntegrity | None:
     try:
         with transform_cache(visit.call.layer, note):
             cache = DynamicCache(config=_config(visit.call.layer))
+            tokens = min(TOKENS, visit.call.tokens, *_windows(cache))
+            if tokens < 2:
+                return None
             visit.run_part(0, tokens - 1, cache)
             again = copy.deepcopy(cache)
             visit.run_part(tokens - 1, tokens, cache)
@@ -58,6 +60,11 @@ def _config(layer: nn.Module) -> Any:
     found = (getattr(module, "config", None) for module in layer.modules())
     config = next((entry for entry in found if isinstance(entry, PreTrainedConfig)), None)
     return None if config is None else config.get_text_config(decoder=True)
+
+
+def _windows(cache: DynamicCache) -> list[int]:
+    """How many tokens each layer of the cache keeps, where that is limited."""
+    return [layer.sliding_window for layer in cache.layers if hasattr(layer, "sliding_window")]
 
 
 def _compare(accesses: Sequence[tuple[Read, Read]]) -> CacheIntegrity:

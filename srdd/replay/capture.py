@@ -153,3 +153,12 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
     map_tensors(value, keep)
     return found
+
+
+def where_given(value: Any, pattern: Any) -> Any:
+    """`value` without what `pattern`, another such nest, has None for."""
+    if pattern is None:
+        return None
+    if isinstance(value, (tuple, list)) and isinstance(pattern, (tuple, list)) and len(value) == len(pattern):
+        return [where_given(own, other) for own, other in zip(value, pattern, strict=True)]
+    return value

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from scipy.optimize import minimize_scalar
 from torch import nn
@@ -19,6 +20,8 @@ OCTAVES = 40
 STEP = 2
 # Relative precision of the factor found: what it leaves is below the rounding of float32.
 PRECISION = 1e-8
+WINDOW = "sliding_window"  # which a kernel may not know
+NO_WINDOW = 2**31 - 1  # in tokens
 
 
 def repairing_constant(
@@ -28,6 +31,11 @@ def repairing_constant(
     to be explained: `replay()` replays the module as it stands, `within_rounding` judges the result. None when no
     single constant explains them.
     """
+    window = _window_of(module)
+    if window is not None:
+        ignored = WrongConstant(WINDOW, float(window), math.inf)
+        if explains(module, ignored, replay, within_rounding):
+            return ignored
     for name, configured in constants_of(module).items():
         found = _best(module, name, configured, replay)
         if found is not None and explains(module, found, replay, within_rounding):
@@ -55,6 +63,12 @@ def constants_of(module: nn.Module) -> dict[str, float]:
     }
 
 
+def _window_of(module: nn.Module) -> int | None:
+    """How many tokens back the attention `module` looks, if that is limited."""
+    window = vars(_holder(module, WINDOW)).get(WINDOW)
+    return window if isinstance(window, int) else None
+
+
 def _best(module: nn.Module, name: str, configured: float, replay: Callable[[], Replay]) -> WrongConstant | None:
     """The value of one constant that comes nearest to the device's values: by octaves, then by Brent's method."""
 
@@ -79,9 +93,15 @@ def _distance(replay: Replay) -> float:
 
 @contextmanager
 def _held(module: nn.Module, name: str, value: float) -> Iterator[None]:
-    before = vars(module)[name]
-    setattr(module, name, value)
+    holder = _holder(module, name)
+    before = getattr(holder, name)
+    setattr(holder, name, NO_WINDOW if math.isinf(value) else value)
     try:
         yield
     finally:
-        setattr(module, name, before)
+        setattr(holder, name, before)
+
+
+def _holder(module: nn.Module, name: str) -> Any:
+    """What holds that constant: the module or, if it has none of that name, its configuration."""
+    return module if name in vars(module) else getattr(module, "config", module)

@@ -9,6 +9,7 @@ from torch import nn
 
 from hal.clean_layers import CleanLayers
 from hal.model_weights import WeightSource
+from hal.skeleton import foreign_code
 from hal.structure import LayerStack
 from srdd.measurements import SiteReplay, WeightDamage
 from srdd.replay.capture import ModuleCall, record
@@ -18,6 +19,8 @@ from srdd.replay.sites import Part, SiteComparisons, coarsest_dtype
 from srdd.replay.weights import damaged_weights
 from srdd.walk import LayerVisit
 
+NAMED = 5  # replaced functions that a note names
+
 
 class HostReplay:
     """Compares every layer it is shown with a clean copy. `recording` wraps a device run of the layer, whose
@@ -26,7 +29,7 @@ class HostReplay:
     """
 
     def __init__(self, model: nn.Module, stack: LayerStack, weights: WeightSource | None, seed: int) -> None:
-        self.notes: list[str] = []
+        self.notes: list[str] = _foreign(model)
         self._clean_layers = CleanLayers(model, stack, weights)
         self._seed = seed
         self._sites: SiteComparisons | None = None
@@ -100,3 +103,10 @@ class HostReplay:
     def _judged(self, comparison: Comparison) -> Comparison | None:
         """The comparison as it counts."""
         return comparison
+
+
+def _foreign(model: nn.Module) -> list[str]:
+    """What the copy on the host has transformers' own code for, while the model runs another."""
+    names = foreign_code(model)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return [f"the host ran transformers' own code in place of {', '.join(names[:NAMED])}{more}"] if names else []

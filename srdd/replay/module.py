@@ -22,7 +22,7 @@ from hal.errors import HalError
 from srdd.probes.samples import least_rounding
 from srdd.replay.accumulation import product_spread
 from srdd.replay.arithmetic import LARGE, Draw, OnlyIEEE, RoundingSpread, WideArithmetic, accumulator_limit, widened
-from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
+from srdd.replay.capture import ModuleCall, map_tensors, tensors_in, where_given
 
 # What masks are filled with.
 _MASKED = (-math.inf, torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min)
@@ -137,7 +137,7 @@ def _run_own(call: ModuleCall, clean: nn.Module, module: nn.Module, arithmetic: 
     with _substituted(call, clean, arithmetic.given) as handed:
         output = _forward(call, module, arithmetic)
     # The order of the device's calls, whatever order the copy made them in.
-    return [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *tensors_in(output)]
+    return [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *_returned(call, output)]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def run_natively(call: ModuleCall, clean: nn.Module) -> Native | None:
         return None
     if not ieee.only and (call.children or x is None):
         return None
-    values = [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *tensors_in(output)]
+    values = [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *_returned(call, output)]
     return Native(values, ieee.only)
 
 
@@ -195,7 +195,12 @@ def _sixteen_bit(call: ModuleCall) -> torch.Tensor | None:
 
 
 def _run_whole(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:
-    return tensors_in(_forward(call, module, arithmetic))
+    return _returned(call, _forward(call, module, arithmetic))
+
+
+def _returned(call: ModuleCall, output: Any) -> list[torch.Tensor]:
+    """What the host's copy returned where the device returned anything: fused attention gives no probabilities."""
+    return tensors_in(where_given(output, call.output))
 
 
 def _forward(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) -> Any:

@@ -56,6 +56,50 @@ def test_hf32_products_that_ignore_the_switch_are_found_in_every_layer_and_the_h
     assert outside <= {"lm_head", "model.rotary_emb"}
 
 
+@pytest.mark.parametrize(("epsilon", "verdict"), [(1e-6, "healthy"), (1e-3, "faulty")])
+def test_the_vendor_s_norm_in_place_of_transformers_is_compared_with_it(
+    model_on_npu, npu, monkeypatch, epsilon, verdict
+):
+    import torch_npu
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+    def fused(self, x):
+        return torch_npu.npu_rms_norm(x, self.weight, epsilon=epsilon)[0]
+
+    monkeypatch.setattr(Qwen2RMSNorm, "forward", fused)
+    report = srdd.scan(model_on_npu("qwen2", torch.bfloat16), backend=npu)
+    assert report.verdict == verdict, report.findings
+    assert "in place of Qwen2RMSNorm.forward" in report.measurements.notes[0]
+    if epsilon != 1e-6:
+        assert "variance_epsilon acts as" in report.findings[0].suggestion
+
+
+@pytest.mark.parametrize(("window", "verdict"), [(64, "healthy"), (16, "faulty")])
+def test_transformers_flash_attention_on_npu_does_not_know_windows(npu, window, verdict):
+    """Nothing is injected: its call of npu_fusion_attention leaves the window out, so that it is right only for texts
+    that are no longer (transformers 5.23, integrations/npu_flash_attention.py).
+    """
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        sliding_window=window,
+    )
+    torch.manual_seed(0)
+    model = MistralForCausalLM._from_config(config, attn_implementation="flash_attention_2", dtype=torch.bfloat16)
+    report = srdd.scan(model.eval().to(npu.device), backend=npu)
+    assert report.verdict == verdict, report.findings
+    for finding in report.findings:
+        assert finding.site.endswith(".self_attn")
+        assert "sliding_window, configured as 16, is ignored" in finding.suggestion
+
+
 @pytest.mark.parametrize("level", ["quick", "full"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_is_found_at_its_layer(model_on_npu, npu, kind, level):

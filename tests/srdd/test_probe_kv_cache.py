@@ -1,7 +1,7 @@
 """The cache probe on real decoder layers."""
 
 import pytest
-from transformers import OpenAIGPTConfig, OpenAIGPTModel
+from transformers import MistralConfig, MistralForCausalLM, OpenAIGPTConfig, OpenAIGPTModel
 
 import srdd
 from srdd.faults import Fault, simulate
@@ -35,6 +35,27 @@ def test_a_layer_that_takes_no_cache_is_not_judged():
     model = OpenAIGPTModel(OpenAIGPTConfig(vocab_size=40, n_embd=32, n_head=4, n_layer=2, n_positions=128)).eval()
     report = srdd.scan(model, level="quick", probes=["kv_cache"])
     assert all(row.kv_cache is None for row in report.measurements.layers)
+
+
+@pytest.mark.parametrize("window", [2, 5])
+def test_a_cache_that_keeps_few_tokens_is_asked_for_those(window):
+    config = MistralConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        sliding_window=window,
+    )
+    model = MistralForCausalLM(config).eval()
+    report = srdd.scan(model, level="quick", probes=["kv_cache"])
+    assert report.verdict == "healthy"
+    assert not report.measurements.notes
+    assert all(row.kv_cache is not None and row.kv_cache.repeats for row in report.measurements.layers)
+    with simulate(model, [Fault("sign_flip", 1, site="kv_cache")]):
+        assert found(srdd.scan(model, level="quick", probes=["kv_cache"])) == [(1, "kv_cache", "sign_flip")]
 
 
 def test_scanning_leaves_no_trace_in_the_model(make_model):

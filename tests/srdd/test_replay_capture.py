@@ -7,7 +7,7 @@ import torch
 
 from hal.structure import find_layer_stack
 from srdd.faults import Fault, simulate
-from srdd.replay.capture import record
+from srdd.replay.capture import record, where_given
 
 
 @pytest.fixture
@@ -71,3 +71,18 @@ def test_a_layer_that_raises_leaves_no_hook_and_no_mode(layer_and_run):
     handle.remove()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert torch._C._len_torch_function_stack() == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "pattern", "kept"),
+    [
+        ((1, 2), (5, 6), [1, 2]),
+        ((1, 2), (5, None), [1, None]),
+        ((1, (2, 3)), (5, (None, 7)), [1, [None, 3]]),
+        ((1, 2), (5,), (1, 2)),
+        (1, None, None),
+        (None, 5, None),
+    ],
+)
+def test_of_a_result_only_what_the_device_gave_too_is_kept(value, pattern, kept):
+    assert where_given(value, pattern) == kept
