@@ -66,7 +66,8 @@ def host_attention(
 def _visible(query: torch.Tensor, key: torch.Tensor, causal: bool, window: int | None) -> torch.Tensor:
     """Which columns each row may look at, [1, 1, rows, columns]; the last row belongs to the last column."""
     rows, columns = query.shape[-2], key.shape[-2]
-    distance = torch.arange(columns - rows, columns)[:, None] - torch.arange(columns)
+    keys = torch.arange(columns, device=query.device)
+    distance = keys[columns - rows :, None] - keys
     visible = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
     if window is not None:
         visible &= distance.abs() < window
@@ -75,7 +76,7 @@ def _visible(query: torch.Tensor, key: torch.Tensor, causal: bool, window: int |
 
 def _added(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # The lowest number, not minus infinity, of which softmax makes NaN in a row that sees nothing.
-    return torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def _register() -> None:

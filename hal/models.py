@@ -16,6 +16,7 @@ from torch import nn
 from hal.backend import TorchBackend
 from hal.checkpoint import CheckpointWeights, require_finite, weight_files
 from hal.errors import ModelError, UsageError, one_line
+from hal.host_attention import NAME
 from hal.memory import GIB, named_when_full, out_of_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,18 +44,23 @@ class LoadedModel:
 
 
 def load_model(
-    directory: str | Path, backend: TorchBackend, dtype: str = "auto", trust_remote_code: bool = False
+    directory: str | Path,
+    backend: TorchBackend,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    attention: str | None = None,
 ) -> LoadedModel:
     """Load the transformers checkpoint in `directory` onto `backend`, in `dtype` ("auto" keeps the checkpoint's
-    own). The architecture's own class is built, causal or encoder. Raises ModelError for a missing, truncated,
-    incomplete, pickled or non-finite checkpoint, or one that needs remote code without `trust_remote_code`, and
-    UsageError for an unknown or unsupported dtype.
+    own), with transformers' `attention` of that name, or the one that it chooses. The architecture's own class is
+    built, causal or encoder. Raises ModelError for a missing, truncated, incomplete, pickled or non-finite checkpoint,
+    one that needs remote code without `trust_remote_code`, or one that cannot run that attention, and UsageError for an
+    unknown or unsupported dtype or an unknown attention.
     """
     directory = Path(directory)
     target = requested_dtype(dtype, backend)
     files = weight_files(directory)
     with named_when_full(f"checkpoint {directory}", _STREAM), quiet_transformers():
-        config = read_config(directory, trust_remote_code)
+        config = read_config(directory, trust_remote_code, attention)
         _require_memory(directory, files, config, target, backend)
         require_finite(directory)
         model = _build(directory, config, target, trust_remote_code)
@@ -143,21 +149,41 @@ def _short(dtype: torch.dtype) -> str:
 # hands its cause on inside a ModelError.
 
 
-def read_config(directory: Path, trust_remote_code: bool) -> Any:
-    """The configuration in `directory`, or ModelError."""
+def read_config(directory: Path, trust_remote_code: bool, attention: str | None = None) -> Any:
+    """The configuration in `directory`, which asks for `attention` if that is given, or ModelError."""
     from transformers import AutoConfig
 
+    if attention is not None:
+        _require_attention(attention)
     try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
+        return AutoConfig.from_pretrained(
+            directory,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            **({} if attention is None else {"attn_implementation": attention}),
+        )
     except Exception as error:
         raise ModelError(f"config.json in {directory} cannot be used: {_remote_hint(error)}") from error
+
+
+def _require_attention(name: str) -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = ["eager", *sorted(key for key in ALL_ATTENTION_FUNCTIONS if key != NAME and "|" not in key)]
+    if name not in known:
+        raise UsageError(f"unknown attention '{name}': transformers here has {', '.join(known)}")
 
 
 def _loader(directory: Path, config: Any, trust_remote_code: bool) -> Callable[..., Any]:
     if trust_remote_code and getattr(config, "auto_map", None):
         from transformers import AutoModelForCausalLM
 
-        return partial(AutoModelForCausalLM.from_pretrained, directory, trust_remote_code=True)
+        return partial(
+            AutoModelForCausalLM.from_pretrained,
+            directory,
+            trust_remote_code=True,
+            attn_implementation=config._attn_implementation,
+        )
     return partial(architecture_of(config, directory).from_pretrained, directory, config=config)
 
 

@@ -28,7 +28,11 @@ from hal.structure import LayerStack, find_layer_stack
 
 
 def stream_model(
-    directory: str | Path, backend: TorchBackend, dtype: str = "auto", trust_remote_code: bool = False
+    directory: str | Path,
+    backend: TorchBackend,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    attention: str | None = None,
 ) -> LoadedModel:
     """As `load_model`, for a model larger than memory: what lies outside the layer stack is on the device, each
     layer is read from safetensors when it is about to run and dropped when another one is. Same weights, bit for
@@ -40,7 +44,7 @@ def stream_model(
     weights = CheckpointWeights(directory)
     cure = "give the process more: a streamed model needs what lies outside its layers, and one layer"
     with named_when_full(f"checkpoint {directory}, even one layer at a time,", cure), quiet_transformers():
-        config = read_config(directory, trust_remote_code)
+        config = read_config(directory, trust_remote_code, attention)
         if getattr(config, "quantization_config", None) is not None:
             raise ModelError(f"checkpoint {directory} is quantised, which cannot be streamed: leave --stream out")
         require_finite(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -14,18 +15,24 @@ from hal.skeleton import input_embeddings, text_config
 
 ROWS = 4
 LENGTH = 64
+UNLIMITED = 2**31 - 1  # what a model that does not say how many tokens it takes may take
 
 
-def pack(tokenizer: Any | None, prompts: Sequence[str], model: nn.Module) -> torch.Tensor:
+def pack(tokenizer: Any | None, prompts: Sequence[str], model: nn.Module, tokens: int | None = None) -> torch.Tensor:
     """Token ids, [rows, length] int64 on the host: the prompts' tokens end to end, cut into at most ROWS rows
-    of at most LENGTH. Without a tokenizer the ids are drawn evenly from the vocabulary, the same each time.
-    Raises UsageError when the prompts give no token or one outside the vocabulary.
+    of at most LENGTH. With `tokens` given the rows are of that length, as many as ROWS of LENGTH are together and one
+    at least, and the prompts are repeated to fill them. Without a tokenizer the ids are drawn evenly from the
+    vocabulary, the same each time. Raises UsageError when the prompts give no token or one outside the vocabulary, and
+    for more `tokens` than the model has places for.
     """
-    length = min(LENGTH, _context(model))
-    vocabulary = _vocabulary(model)
+    context, vocabulary = _context(model), _vocabulary(model)
+    if tokens is not None and not 0 < tokens <= context:
+        raise UsageError(f"rows of {tokens} tokens: {type(model).__name__} takes 1 to {context}")
+    length = tokens or min(LENGTH, context)
+    rows = ROWS if tokens is None else max(1, ROWS * LENGTH // tokens)
     if tokenizer is None:
-        draws = uniform((ROWS * length,), seed=0, stream=stream_key("srdd.batch"))
-        return (draws * vocabulary).long().clamp(max=vocabulary - 1).reshape(ROWS, length)
+        draws = uniform((rows * length,), seed=0, stream=stream_key("srdd.batch"))
+        return (draws * vocabulary).long().clamp(max=vocabulary - 1).reshape(rows, length)
     ids = [token for prompt in prompts for token in tokenizer(prompt)["input_ids"]]
     if not ids:
         raise UsageError("the prompts give no token with this tokenizer: give longer prompts")
@@ -33,8 +40,10 @@ def pack(tokenizer: Any | None, prompts: Sequence[str], model: nn.Module) -> tor
         raise UsageError(
             f"token {max(ids)} is outside the model's vocabulary of {vocabulary}: use the model's own tokenizer"
         )
+    if tokens is not None:
+        ids = list(islice(cycle(ids), rows * length))
     length = min(length, len(ids))
-    rows = min(ROWS, len(ids) // length)
+    rows = min(rows, len(ids) // length)
     return torch.tensor(ids[: rows * length], dtype=torch.long).reshape(rows, length)
 
 
@@ -46,7 +55,7 @@ def _context(model: nn.Module) -> int:
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
             return value
-    return LENGTH
+    return UNLIMITED
 
 
 def _vocabulary(model: nn.Module) -> int:

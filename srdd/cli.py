@@ -22,6 +22,7 @@ from srdd.diagnose import place
 from srdd.faults import parse_fault, simulate
 from srdd.fleet.command import fleet_command
 from srdd.options import (
+    AttentionOption,
     BackendOption,
     DeviceOption,
     InjectOption,
@@ -29,6 +30,7 @@ from srdd.options import (
     PromptsOption,
     QuietOption,
     RemoteCodeOption,
+    TokensOption,
     require_acted,
 )
 from srdd.probes.measure import PROBES
@@ -73,7 +75,9 @@ def scan_command(
     device: DeviceOption = None,
     model: ModelOption = None,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
+    attention: AttentionOption = None,
     prompts: PromptsOption = None,
+    tokens: TokensOption = None,
     level: Annotated[str, typer.Option(help="quick: probes on the device only; full: with host replay.")] = "full",
     probes: Annotated[str, typer.Option(help="Comma-separated probes.")] = ",".join(PROBES),
     trials: Annotated[
@@ -98,7 +102,7 @@ def scan_command(
     texts = read_prompts(prompts) if prompts else None
     require_outputs([path for path in (json, html) if path])
     load = stream_model if stream else load_model
-    loaded = load(model or model_dir(), target, dtype, trust_remote_code)
+    loaded = load(model or model_dir(), target, dtype, trust_remote_code, attention)
     if texts is not None and loaded.tokenizer is None:
         raise UsageError(f"--prompts needs a tokenizer and {loaded.directory} has none: leave --prompts out")
     with simulate(loaded.model, faults) as active, progress_bar(quiet) as progress:
@@ -113,6 +117,7 @@ def scan_command(
             checkpoint=loaded.directory,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
             trials=trials,
+            tokens=tokens,
         )
     require_acted(active)
     write_report(report, json, html)

@@ -28,6 +28,14 @@ InjectOption: TypeAlias = Annotated[
     typer.Option("--inject", help="Simulate a fault, KIND@LAYER[:key=value,...]; may be repeated."),
 ]
 JsonOption: TypeAlias = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")]
+TokensOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--tokens", min=1, help="Tokens in a row, the prompts repeated to fill it; 64 at most if left out."),
+]
+AttentionOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--attention", help="transformers' attention: sdpa, eager, flash_attention_2, ...; its own choice."),
+]
 QuietOption: TypeAlias = Annotated[bool, typer.Option("--quiet", help="Print the verdict line only.")]
 RemoteCodeOption: TypeAlias = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")

@@ -52,20 +52,23 @@ def scan(
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
     trials: int = TRIALS,
+    tokens: int | None = None,
 ) -> Report:
     """Scan a loaded model where it lies, with whatever hooks or damage it has, and report. `backend` must be
     the one the model is on. `prompts` are the texts to feed (built-in ones by default; drawn token ids when
     `tokenizer` is None). `level` is "quick" for the probes on the device or "full" to add host replay.
     `checkpoint` is the directory from which replay takes clean weights, so that damaged device memory shows;
     without it they are the model's own. `progress(done, total)` is called after each layer. `trials` is how often
-    each layer runs on its own input, at least twice: more find faults that come and go. The model is left as it was.
-    Raises UsageError for bad arguments and ModelError when the model has no repeated layers or is
-    elsewhere.
+    each layer runs on its own input, at least twice: more find faults that come and go. `tokens` is the length of the
+    prompts' rows, which are repeated to fill them, for faults that short ones do not show (at most 64 by default). The
+    model is left as it was. Raises UsageError for bad arguments and ModelError when the model has no repeated layers or
+    is elsewhere.
     """
     require_options(level, probes)
     require_trials(trials)
     target = (get_backend(backend) if isinstance(backend, str) else backend).for_model(model)
-    ids = pack(tokenizer, require_prompts(list(prompts) if prompts is not None else list(DEFAULT), "prompts"), model)
+    texts = require_prompts(list(prompts) if prompts is not None else list(DEFAULT), "prompts")
+    ids = pack(tokenizer, texts, model, tokens)
     given, model = model, unwrapped(model)
     _require_one_stream(model)
     _require_precision(model)
@@ -99,17 +102,19 @@ def scan_checkpoint(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
     trials: int = TRIALS,
+    tokens: int | None = None,
+    attention: str | None = None,
 ) -> Report:
     """Scan the checkpoint in `directory` without ever holding more of it than what lies outside its layers, and one
-    layer. The measurements are those of `scan`, whose arguments these are; `dtype` and `trust_remote_code` are
-    those of `hal.models.load_model`.
+    layer. The measurements are those of `scan`, whose arguments these are; `dtype`, `trust_remote_code`
+    and `attention` are those of `hal.models.load_model`.
     """
     require_options(level, probes)
     require_trials(trials)
     target = get_backend(backend) if isinstance(backend, str) else backend
-    loaded = stream_model(directory, target, dtype, trust_remote_code)
+    loaded = stream_model(directory, target, dtype, trust_remote_code, attention)
     return scan(
-        loaded.model, loaded.tokenizer, target, prompts, level, probes, seed, loaded.directory, progress, trials
+        loaded.model, loaded.tokenizer, target, prompts, level, probes, seed, loaded.directory, progress, trials, tokens
     )
 
 

@@ -16,6 +16,7 @@ from hal.models import LoadedModel, load_model, parse_dtype
 from hal.registry import get_backend
 from srdd.faults import parse_fault, simulate
 from srdd.options import (
+    AttentionOption,
     BackendOption,
     DeviceOption,
     InjectOption,
@@ -24,6 +25,7 @@ from srdd.options import (
     PromptsOption,
     QuietOption,
     RemoteCodeOption,
+    TokensOption,
     error_console,
     require_acted,
 )
@@ -57,7 +59,9 @@ def verify_fix_command(
     examples: Annotated[int, typer.Option(help="How many examples of the task to run.", min=1)] = 500,
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply to a prompt of --data.", min=1)] = 256,
     batch_size: Annotated[int, typer.Option(help="Examples of --data run at once.", min=1)] = 16,
+    attention: AttentionOption = None,
     prompts: PromptsOption = None,
+    tokens: TokensOption = None,
     level: Annotated[str, typer.Option(help="Of the scans: quick or full.")] = "full",
     inject: InjectOption = None,
     json: JsonOption = None,
@@ -73,7 +77,7 @@ def verify_fix_command(
     own = ArithmeticTask(examples) if model is None and data is None else None
     wanted: Task = own or read_task(data, examples, max_new_tokens, batch_size)
     require_outputs([json] if json else [])
-    loaded = load_model(model or model_dir(), target, model_dtype, trust_remote_code)
+    loaded = load_model(model or model_dir(), target, model_dtype, trust_remote_code, attention)
     change = place(loaded.model, layer, site, operator, dtype, host)
     task = _applicable(wanted, loaded, data)
     if texts is not None and loaded.tokenizer is None:
@@ -89,6 +93,7 @@ def verify_fix_command(
             prompts=texts,
             level=level,
             checkpoint=loaded.directory,
+            tokens=tokens,
             step=status.update if console.is_terminal and not quiet else lambda _: None,
         )
     require_acted(active)

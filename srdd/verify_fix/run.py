@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,17 @@ def verify_fix(
     prompts: Sequence[str] | None = None,
     level: str = "full",
     checkpoint: Path | None = None,
+    tokens: int | None = None,
     step: Step = lambda _: None,
 ) -> Outcome:
-    """Scan `model` and run `task`, both as it is and with `change`, and compare. `prompts`, `level` and `checkpoint`
-    are the scan's; the changed part takes its weights from `checkpoint` too. `step` is told what begins. The model is
-    left as it was. Raises UsageError, at once, when the model never runs the part to be changed.
+    """Scan `model` and run `task`, both as it is and with `change`, and compare. `prompts`, `level`, `checkpoint` and
+    `tokens` are the scan's; the changed part takes its weights from `checkpoint` too. `step` is told what begins. The
+    model is left as it was. Raises UsageError, at once, when the model never runs the part to be changed.
     """
     _require_use(model, tokenizer, backend, change)
+    look = partial(scan, model, tokenizer, backend, prompts, level, checkpoint=checkpoint, tokens=tokens)
     step("scanning")
-    before = scan(model, tokenizer, backend, prompts, level, checkpoint=checkpoint)
+    before = look()
     step("running the task")
     was = _run(task, model, tokenizer, backend)
     weights = ModelWeights(model, find_layer_stack(model), checkpoint) if checkpoint else None
@@ -79,7 +82,7 @@ def verify_fix(
         model, change.site, change.operator, dtype=DTYPES[change.dtype], host=change.host, weights=weights
     ) as taken:
         step(f"scanning with {change}")
-        after = scan(model, tokenizer, backend, prompts, level, checkpoint=checkpoint)
+        after = look()
         step(f"running the task with {change}")
         now = _run(task, model, tokenizer, backend)
     return Outcome(change, before, after, task.compare(was, now) if task else None, taken.calls)

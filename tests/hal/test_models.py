@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import hal
 from hal.checkpoint import INDEX, SINGLE
 from hal.models import load_model, parse_dtype
+from hal.streaming import stream_model
 from tests.conftest import FAMILIES, random_model
 
 IDS = torch.arange(24).reshape(2, 12) % 300
@@ -146,6 +147,21 @@ def test_loading_prints_nothing(checkpoint, cpu, capfd):
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""
+
+
+@pytest.mark.parametrize("load", [load_model, stream_model])
+@pytest.mark.parametrize(("asked", "taken"), [(None, "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")])
+def test_attention_is_transformers_choice_or_the_one_asked_for(checkpoint, cpu, load, asked, taken):
+    model = load(checkpoint, cpu, attention=asked).model
+    assert model.config._attn_implementation == taken
+    assert model.model.layers[0].self_attn.config._attn_implementation == taken
+
+
+def test_unknown_attention_lists_the_known_ones(checkpoint, cpu):
+    with pytest.raises(
+        hal.UsageError, match="unknown attention 'flash': transformers here has eager, flash_attention_2"
+    ):
+        load_model(checkpoint, cpu, attention="flash")
 
 
 # -- dtypes -----------------------------------------------------------------------------------------

@@ -51,6 +51,24 @@ def test_rows_fit_the_models_context(name):
     assert pack(Letters(), DEFAULT, model(**{name: 10})).shape == (ROWS, 10)
 
 
+@given(st.lists(st.text(alphabet="abcdef ", min_size=1), min_size=1, max_size=30), st.integers(1, 700))
+def test_rows_of_a_length_that_is_asked_for_are_filled_with_the_prompts_again_and_again(prompts, tokens):
+    ids = pack(Letters(), prompts, model(max_position_embeddings=700), tokens)
+    assert ids.shape == (max(1, ROWS * LENGTH // tokens), tokens)
+    text = "".join(prompts)
+    assert "".join(map(chr, ids.flatten().tolist())) == (text * ids.numel())[: ids.numel()]
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 11])
+def test_a_length_that_the_model_has_no_places_for_is_refused(tokens):
+    with pytest.raises(UsageError, match=f"rows of {tokens} tokens: Sequential takes 1 to 10"):
+        pack(Letters(), DEFAULT, model(n_ctx=10), tokens)
+
+
+def test_ids_without_a_tokenizer_fill_rows_of_the_length_that_is_asked_for():
+    assert pack(None, [], model(50), 1000).shape == (1, 1000)
+
+
 def test_without_a_tokenizer_ids_are_drawn_from_the_whole_vocabulary_the_same_each_time():
     made = model(50)
     torch.manual_seed(0)

@@ -91,6 +91,12 @@ def test_prompts_dtype_probes_and_device_are_taken(srdd, tmp_path):
     assert "32 tokens" in out
 
 
+def test_rows_are_as_long_as_asked_for(srdd):
+    code, out, err = srdd(*QUICK, "--tokens", 100, "--attention", "eager")
+    assert code == 0, err
+    assert "200 tokens" in out
+
+
 def test_json_holds_the_report_and_report_shows_it_again(srdd, tmp_path, capsys):
     path = tmp_path / "report.json"
     code, out, _ = srdd(*QUICK, "--inject", "saturation@1", "--json", path)
@@ -181,6 +187,10 @@ def test_a_device_that_is_not_there_is_named(refused, device, code):
         (["--inject", "bias@1:operator=gelu"], "bias@1 gelu never acted"),
         (["--inject", "bias@1:sparsity=0.001"], "hits none of them"),
         (["--dtype", "float8"], "unknown dtype 'float8': choose auto, float32"),
+        (["--attention", "flash"], "unknown attention 'flash': transformers here has eager, flash_attention_2"),
+        (["--attention", "flash_attention_2"], "FlashAttention2 has been toggled on, but it cannot be used"),
+        (["--tokens", "129"], "rows of 129 tokens: Qwen2ForCausalLM takes 1 to 128"),
+        (["--tokens", "0"], "--tokens"),
         (["--level", "deep"], "unknown level 'deep': choose one of quick, full"),
         (["--probes", "gain,kurtois"], "unknown probes kurtois: choose from instability"),
         (["--probes", ""], "unknown probes (none given)"),

@@ -234,12 +234,32 @@ def test_a_kernel_that_does_not_know_windows_is_named_as_such(model_with, family
     assert f"sliding_window, configured as {window}, is ignored" in report.findings[0].suggestion
 
 
+def test_what_only_long_rows_show_is_found_in_long_rows(model_with, monkeypatch):
+    monkeypatch.setattr(MODELS["mistral"][1], "sliding_window", 100)
+    model = model_with("mistral", kernel(knows_windows=False))
+    assert srdd.scan(model).verdict == "healthy"
+    report = srdd.scan(model, tokens=128)
+    assert {finding.layer for finding in report.findings} == {0, 1}
+    assert "sliding_window, configured as 100, is ignored" in report.findings[0].suggestion
+
+
 def test_a_kernel_that_returns_its_probabilities_is_compared_in_them_too(model_with):
     def telling(module, query, key, value, mask, **options):
         output, _ = kernel()(module, query, key, value, mask, **options)
         return output, torch.zeros(*query.shape[:3], key.shape[2])
 
     assert {finding.layer for finding in srdd.scan(model_with("mistral", telling)).findings} == {0, 1}
+
+
+@pytest.mark.slow  # compiles its kernels
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the way in which transformers makes these masks
+def test_a_kernel_whose_mask_is_no_tensor_is_compared_by_its_flags():
+    architecture, config = MODELS["qwen2"]
+    torch.manual_seed(5)
+    model = architecture._from_config(config, attn_implementation="flex_attention").eval()
+    report = srdd.scan(model)
+    assert report.verdict == "healthy", report.findings
+    assert report.measurements.notes == ("the host ran transformers' own code in place of attention flex_attention",)
 
 
 def test_of_a_model_as_it_is_no_note_is_made(make_model):
