@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def host_attention(
     `attention_mask` is none of [batch, heads, rows, columns], the mask is made from `is_causal`, `sliding_window` and
     the columns that a mask of [batch, columns] leaves.
     """
-    eager = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
+    eager = _eager_of(module)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4:
         visible = attention_mask
@@ -57,10 +58,17 @@ def host_attention(
         if isinstance(attention_mask, torch.Tensor):
             visible = visible & attention_mask[:, None, None, -key.shape[-2] :].bool()
     mask = _added(visible, query.dtype) if visible.dtype == torch.bool else visible
-    result: tuple[torch.Tensor, Any] = eager(
-        module, query, key, value, mask, is_causal=causal, sliding_window=sliding_window, **options
-    )
-    return result
+    return eager(module, query, key, value, mask, is_causal=causal, sliding_window=sliding_window, **options)
+
+
+def _eager_of(module: nn.Module) -> Callable[..., tuple[torch.Tensor, Any]]:
+    """The function that `module` falls back on for eager attention; files name it with this ending."""
+    forward = inspect.unwrap(type(module).forward)
+    names = [name for name in forward.__code__.co_names if name.endswith("eager_attention_forward")]
+    if not names:
+        raise LookupError(f"{type(module).__name__} has no eager attention of its own")
+    eager: Callable[..., tuple[torch.Tensor, Any]] = forward.__globals__[names[0]]
+    return eager
 
 
 def _visible(query: torch.Tensor, key: torch.Tensor, causal: bool, window: int | None) -> torch.Tensor:
