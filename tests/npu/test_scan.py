@@ -75,25 +75,14 @@ def test_the_vendor_s_norm_in_place_of_transformers_is_compared_with_it(
 
 
 @pytest.mark.parametrize(("window", "verdict"), [(64, "healthy"), (16, "faulty")])
-def test_transformers_flash_attention_on_npu_does_not_know_windows(npu, window, verdict):
+def test_transformers_flash_attention_on_npu_does_not_know_windows(model_on_npu, npu, window, verdict):
     """Nothing is injected: its call of npu_fusion_attention leaves the window out, so that it is right only for texts
     that are no longer (transformers 5.23, integrations/npu_flash_attention.py).
     """
-    from transformers import MistralConfig, MistralForCausalLM
-
-    config = MistralConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        sliding_window=window,
-    )
-    torch.manual_seed(0)
-    model = MistralForCausalLM._from_config(config, attn_implementation="flash_attention_2", dtype=torch.bfloat16)
-    report = srdd.scan(model.eval().to(npu.device), backend=npu)
+    model = model_on_npu("mistral", torch.bfloat16)
+    model.config.sliding_window = window
+    model.set_attn_implementation("flash_attention_2")
+    report = srdd.scan(model, backend=npu)
     assert report.verdict == verdict, report.findings
     for finding in report.findings:
         assert finding.site.endswith(".self_attn")

@@ -1,7 +1,7 @@
 """The cache probe on real decoder layers."""
 
 import pytest
-from transformers import MistralConfig, MistralForCausalLM, OpenAIGPTConfig, OpenAIGPTModel
+from transformers import OpenAIGPTConfig, OpenAIGPTModel
 
 import srdd
 from srdd.faults import Fault, simulate
@@ -38,18 +38,9 @@ def test_a_layer_that_takes_no_cache_is_not_judged():
 
 
 @pytest.mark.parametrize("window", [2, 5])
-def test_a_cache_that_keeps_few_tokens_is_asked_for_those(window):
-    config = MistralConfig(
-        vocab_size=40,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        sliding_window=window,
-    )
-    model = MistralForCausalLM(config).eval()
+def test_a_cache_that_keeps_few_tokens_is_asked_for_those(make_model, window):
+    model = make_model("mistral", layers=2)
+    model.config.sliding_window = window
     report = srdd.scan(model, level="quick", probes=["kv_cache"])
     assert report.verdict == "healthy"
     assert not report.measurements.notes
