@@ -11,14 +11,14 @@ from torch import nn
 
 from hal.shipped_code import same_code, shipped_module
 
-NAME = "hal_host"
+HOST_ATTENTION = "hal_host"
 _SDPA = "transformers.integrations.sdpa_attention"
 
 
 def host_implementation(owner: Any, implementation: str | None) -> str | None:
     """The attention that stands on the host for `implementation`, by which the transformers model `owner` runs: itself
-    where it is transformers' own and runs there, else `NAME`, which this registers, or eager in a class that chooses
-    among classes of its own.
+    where it is transformers' own and runs there, else `HOST_ATTENTION`, which this registers, or eager in a class that
+    chooses among classes of its own.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -30,7 +30,7 @@ def host_implementation(owner: Any, implementation: str | None) -> str | None:
     if not owner._can_set_attn_implementation():
         return "eager"
     _register()
-    return NAME
+    return HOST_ATTENTION
 
 
 def host_attention(
@@ -91,5 +91,5 @@ def _register() -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
     from transformers.modeling_utils import AttentionInterface
 
-    AttentionInterface.register(NAME, host_attention)
-    AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+    AttentionInterface.register(HOST_ATTENTION, host_attention)
+    AttentionMaskInterface.register(HOST_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])

@@ -16,7 +16,7 @@ from torch import nn
 from hal.backend import TorchBackend
 from hal.checkpoint import CheckpointWeights, require_finite, weight_files
 from hal.errors import ModelError, UsageError, one_line
-from hal.host_attention import NAME
+from hal.host_attention import HOST_ATTENTION
 from hal.memory import GIB, named_when_full, out_of_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -169,7 +169,7 @@ def read_config(directory: Path, trust_remote_code: bool, attention: str | None 
 def _require_attention(name: str) -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    known = ["eager", *sorted(key for key in ALL_ATTENTION_FUNCTIONS if key != NAME and "|" not in key)]
+    known = ["eager", *sorted(key for key in ALL_ATTENTION_FUNCTIONS if key != HOST_ATTENTION and "|" not in key)]
     if name not in known:
         raise UsageError(f"unknown attention '{name}': transformers here has {', '.join(known)}")
 

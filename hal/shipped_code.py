@@ -21,9 +21,17 @@ def shipped_class(cls: type) -> type:
     return getattr(shipped_module(cls.__module__), cls.__name__, cls) if replaced(cls.__module__) else cls
 
 
+@cache
 def shipped_module(name: str) -> ModuleType:
     """A fresh execution of the file of the imported transformers module called `name`, made once and kept."""
-    return _executed(name)
+    # Under another name, which transformers looks up in sys.modules, but in the same package, for relative imports.
+    spec = importlib.util.spec_from_file_location(f"{name}{_SHIPPED}", sys.modules[name].__file__)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name} has no file that could be executed")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def replaced(name: str) -> tuple[str, ...]:
@@ -49,18 +57,6 @@ def same_code(one: object, other: object) -> bool:
         if one is None or other is None:
             return one is other
     return False
-
-
-@cache
-def _executed(name: str) -> ModuleType:
-    # Under another name, which transformers looks up in sys.modules, but in the same package, for relative imports.
-    spec = importlib.util.spec_from_file_location(f"{name}{_SHIPPED}", sys.modules[name].__file__)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{name} has no file that could be executed")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _replaced(name: str, shipped: Any, present: Any) -> Iterator[str]:

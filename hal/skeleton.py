@@ -60,8 +60,8 @@ def foreign_code(model: nn.Module) -> tuple[str, ...]:
     if found is None:
         return ()
     owner = found[1]
-    own = str(getattr(owner.config, "_attn_implementation", None))
-    attention = (f"attention {own}",) if _host_config(owner)._attn_implementation != own else ()
+    own = getattr(owner.config, "_attn_implementation", None)
+    attention = (f"attention {own}",) if host_implementation(owner, own) != own else ()
     modules = dict.fromkeys(type(part).__module__ for part in owner.modules())
     return (*(name for module in modules for name in replaced(module)), *attention)
 

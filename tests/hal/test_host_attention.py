@@ -9,7 +9,7 @@ from transformers import GPTJConfig, GPTJForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from hal.host_attention import NAME, host_attention, host_implementation
+from hal.host_attention import HOST_ATTENTION, host_attention, host_implementation
 from hal.structure import find_layer_stack
 
 BATCH, HEADS, KEY_HEADS, SIZE = 2, 4, 2, 16
@@ -80,8 +80,8 @@ def test_transformers_own_attention_stands_for_itself(make_model):
 
 @pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention", "somebody_s_own"])
 def test_a_kernel_is_stood_in_for(make_model, kernel):
-    assert host_implementation(make_model("qwen2", layers=1), kernel) == NAME
-    assert ALL_ATTENTION_FUNCTIONS[NAME] is host_attention
+    assert host_implementation(make_model("qwen2", layers=1), kernel) == HOST_ATTENTION
+    assert ALL_ATTENTION_FUNCTIONS[HOST_ATTENTION] is host_attention
 
 
 @pytest.mark.parametrize("name", ["sdpa", "eager"])
@@ -90,7 +90,7 @@ def test_a_kernel_under_the_name_of_transformers_own_is_stood_in_for(make_model,
         return sdpa_attention_forward(*args, **kwargs)
 
     monkeypatch.setitem(AttentionInterface._global_mapping, name, fused)
-    assert host_implementation(make_model("qwen2", layers=1), name) == NAME
+    assert host_implementation(make_model("qwen2", layers=1), name) == HOST_ATTENTION
 
 
 def test_a_model_that_chooses_among_classes_of_its_own_is_given_its_eager_one():

@@ -110,6 +110,7 @@ def outside_the_layers(factor):
 
 
 LAYERS = ("model.layers.0", "model.layers.1")
+NORMS = {"input_layernorm", "post_attention_layernorm", "norm"}
 REPLACED = {
     fused_mlp: {f"{layer}.mlp" for layer in LAYERS},
     fused_attention: {f"{layer}.self_attn" for layer in LAYERS},
@@ -135,9 +136,6 @@ def test_wrong_code_in_transformers_place_is_found_and_right_code_is_not_accused
         REPLACED[replacement] is None and {site.rpartition(".")[2] for site in sites(report)} <= NORMS
     )
     assert report.verdict == "faulty"
-
-
-NORMS = {"input_layernorm", "post_attention_layernorm", "norm"}
 
 
 def test_code_that_was_replaced_reaches_a_model_of_the_user_s_own_class(monkeypatch):
