@@ -65,7 +65,7 @@ def constants_of(module: nn.Module) -> dict[str, float]:
 
 def _window_of(module: nn.Module) -> int | None:
     """How many tokens back the attention `module` looks, if that is limited."""
-    window = vars(_holder(module, WINDOW)).get(WINDOW)
+    window = getattr(_holder(module, WINDOW), WINDOW, None)
     return window if isinstance(window, int) else None
 
 

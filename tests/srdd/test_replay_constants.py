@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import srdd
 from hal.structure import find_layer_stack
 from srdd.faults import Fault, simulate
+from srdd.replay.constants import repairing_constant
 
 
 def wrong_constants(report):
@@ -66,3 +68,10 @@ def test_an_epsilon_far_below_the_data_is_seen_too(make_model, dtype):
     (constant,) = wrong_constants(report)
     assert constant.configured == 1e-12
     assert constant.acting == pytest.approx(5e-12, rel=0.1)
+
+
+@pytest.mark.parametrize("config", [{"sliding_window": 4}, "tiny", None], ids=str)
+def test_a_module_may_hold_anything_under_the_name_of_its_configuration(config):
+    module = nn.Identity()
+    module.config = config
+    assert repairing_constant(module, lambda: None, lambda _replay: False) is None
