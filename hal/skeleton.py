@@ -10,6 +10,7 @@ from torch import nn
 
 from hal.host_attention import host_implementation
 from hal.shipped_code import replaced, shipped_class
+from hal.shipped_torch import torch_as_shipped
 
 
 def transformers_model(model: nn.Module) -> tuple[str, Any] | None:
@@ -45,7 +46,8 @@ def fresh_instance(owner: Any) -> Any:
     """A new instance of the class of `owner`, a transformers model, from its configuration, for the host, with
     transformers' code as its files have it. Whether it takes memory is up to the context that it is called in.
     """
-    instance = shipped_class(type(owner))(_host_config(owner))
+    with torch_as_shipped():
+        instance = shipped_class(type(owner))(_host_config(owner))
     classes = {cls: shipped_class(cls) for cls in {type(part) for part in instance.modules()}}
     for part in instance.modules():
         part.__class__ = classes[type(part)]

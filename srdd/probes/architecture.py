@@ -11,6 +11,7 @@ from torch import nn
 from hal.clean_layers import CleanLayers
 from hal.model_weights import ModelWeights
 from hal.outputs import hidden_states
+from hal.shipped_torch import torch_as_shipped
 from hal.structure import LayerStack
 from srdd.probes.samples import Array, to_host
 from srdd.replay.arithmetic import WideArithmetic
@@ -41,6 +42,6 @@ class HostResponse:
         output: torch.Tensor | None = None
         with noted(visit.notes, f"{visit.site}: not run on the host"), torch.no_grad():
             clean = self._layers.layer(visit.index)
-            with WideArithmetic():
+            with torch_as_shipped(), WideArithmetic():
                 output = hidden_states(visit.call.replay(torch.from_numpy(stream).reshape(shape), clean)).reshape(shape)
         return None if output is None else to_host(output)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hal.operators import OPERATORS
+from hal.shipped_torch import replacements
 
 _SPELLINGS = {function: name for name, functions in OPERATORS.items() for function in functions}
 
@@ -77,6 +78,7 @@ class _Recorder:
         self._open: list[ModuleCall] = []
         self._modes: list[ExitStack] = []
         self._inside_operator = False
+        self._replacements = replacements()
 
     def enter(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -94,6 +96,7 @@ class _Recorder:
         self._open.pop().output = host_copy(output)
 
     def operator(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        function = self._replacements.get(function, function)
         name = _SPELLINGS.get(function)
         if name is None or self._inside_operator or not self._open:
             return function(*args, **kwargs)

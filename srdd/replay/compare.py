@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hal.shipped_torch import torch_as_shipped
 from hal.skeleton import has_other_kernels
 from srdd.measurements import Transfer
 from srdd.probes.samples import Array, least_rounding, several_roundings, to_host, unit_roundoff
@@ -98,7 +99,7 @@ def within_rounding(replay: Replay, dtype: torch.dtype) -> bool:
 
 def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: Sequence[int]) -> Comparison:
     def run(arithmetic: WideArithmetic) -> list[torch.Tensor]:
-        with torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH):
+        with torch_as_shipped(), torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH):
             return tensors_in(call.function(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened)))
 
     given = [*tensors_in(call.args), *tensors_in(call.kwargs)]

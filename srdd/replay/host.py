@@ -9,6 +9,7 @@ from torch import nn
 
 from hal.clean_layers import CleanLayers
 from hal.model_weights import WeightSource
+from hal.shipped_torch import replaced_in_torch
 from hal.skeleton import foreign_code
 from hal.structure import LayerStack
 from srdd.measurements import SiteReplay, WeightDamage
@@ -106,7 +107,10 @@ class HostReplay:
 
 
 def _foreign(model: nn.Module) -> list[str]:
-    """What the copy on the host has transformers' own code for, while the model runs another."""
-    names = foreign_code(model)
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return [f"the host ran transformers' own code in place of {', '.join(names[:NAMED])}{more}"] if names else []
+    """What the copy on the host has the libraries' own code for, while the model runs another."""
+    return [
+        f"the host ran {library} own code in place of {', '.join(names[:NAMED])}"
+        + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        for library, names in (("transformers'", foreign_code(model)), ("torch's", replaced_in_torch(model)))
+        if names
+    ]

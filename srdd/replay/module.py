@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hal.clean_outside import is_product
 from hal.errors import HalError
+from hal.shipped_torch import torch_as_shipped
 from srdd.probes.samples import least_rounding
 from srdd.replay.accumulation import product_spread
 from srdd.replay.arithmetic import LARGE, Draw, OnlyIEEE, RoundingSpread, WideArithmetic, accumulator_limit, widened
@@ -166,7 +167,7 @@ def run_natively(call: ModuleCall, clean: nn.Module) -> Native | None:
     try:
         # A layer may add to its parts' results in place.
         args, kwargs = map_tensors((call.args, call.kwargs), torch.clone)
-        with _substituted(call, clean, torch.clone) as handed, torch.no_grad(), ieee:
+        with torch_as_shipped(), _substituted(call, clean, torch.clone) as handed, torch.no_grad(), ieee:
             output = functional_call(module, held, args, kwargs)
     except (ReplayDivergedError, RuntimeError):
         return None
@@ -178,7 +179,7 @@ def run_natively(call: ModuleCall, clean: nn.Module) -> Native | None:
 
 def _product(x: torch.Tensor, module: nn.Module) -> torch.Tensor:
     bias = module.bias.to(x.dtype) if isinstance(module.bias, torch.Tensor) else None
-    with torch.no_grad():
+    with torch_as_shipped(), torch.no_grad():
         return nn.functional.linear(x, module.get_parameter("weight").to(x.dtype), bias)
 
 
@@ -204,7 +205,7 @@ def _returned(call: ModuleCall, output: Any) -> list[torch.Tensor]:
 
 
 def _forward(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) -> Any:
-    with torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH), _limits_of(_dtype_of(call)):
+    with torch_as_shipped(), torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH), _limits_of(_dtype_of(call)):
         return module(*map_tensors(call.args, arithmetic.given), **map_tensors(call.kwargs, arithmetic.given))
 
 
@@ -278,7 +279,7 @@ def _stand_in(
 def _replay_linear(call: ModuleCall, module: nn.Linear, roundoff: float) -> Replay:
     """A matrix product needs no drawing: its rounding spread has a closed form."""
     x = widened(call.args[0])
-    with torch.no_grad():
+    with torch_as_shipped(), torch.no_grad():
         exact = nn.functional.linear(x, module.weight, module.bias)
 
     def spread(_draws: int) -> list[torch.Tensor]:

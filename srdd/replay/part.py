@@ -12,11 +12,14 @@ from torch import nn
 from hal.structure import dotted
 from srdd.replay.capture import ModuleCall, map_tensors, record
 from srdd.replay.constants import constants_of
+from srdd.replay.raised import Raise, raising
 
 AMPLIFICATION = -(2.0**6)  # of a submodule's input: larger than its data, and of the other sign
 TINY = 2.0**-10  # root mean square of a row whose square is what most normalisations add an epsilon to
 
 AMPLIFIED, SPIKED = "amplified and tiny part", "spiked part"
+
+HIGHER = 2.0  # are raised units than the amplified rows
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
@@ -39,8 +42,9 @@ def unchanged(x: torch.Tensor) -> torch.Tensor:
 
 def excitations(layer: nn.Module, call: ModuleCall, dtype: torch.dtype) -> dict[str, Change]:
     """The inputs that reach further for the module of `layer` that made `call`, by name."""
-    tiny = tiny_rows(constants_of(layer.get_submodule(call.name)).values(), dtype)
-    return {AMPLIFIED: partial(amplified_and_tiny, tiny=tiny), SPIKED: spiked}
+    module = layer.get_submodule(call.name)
+    tiny = tiny_rows(constants_of(module).values(), dtype)
+    return {AMPLIFIED: partial(amplified_and_tiny, tiny=tiny, raised=raising(module, call)), SPIKED: spiked}
 
 
 def tiny_rows(epsilons: Iterable[float], dtype: torch.dtype) -> float:
@@ -52,16 +56,20 @@ def tiny_rows(epsilons: Iterable[float], dtype: torch.dtype) -> float:
     return wanted if wanted > 16 * torch.finfo(dtype).smallest_normal else TINY
 
 
-def amplified_and_tiny(x: torch.Tensor, tiny: float = TINY) -> torch.Tensor:
-    """Three rows of four amplified, each fourth of root mean square `tiny` at most, so that a wrong epsilon shows."""
+def amplified_and_tiny(x: torch.Tensor, tiny: float = TINY, raised: Raise | None = None) -> torch.Tensor:
+    """Of every four rows two amplified; one of root mean square `tiny` at most, so that a wrong epsilon shows; and one
+    in which units are `raised`, or else amplified too.
+    """
     wide = x.float()
     top = float(wide.abs().max())
     scale = AMPLIFICATION
     while abs(scale) * top > torch.finfo(x.dtype).max / 64 and abs(scale) > 1:
         scale /= 2
-    result = (wide * scale).reshape(-1, x.shape[-1])
-    rows = wide.reshape(-1, x.shape[-1])[1::4]
-    result[1::4] = rows * (tiny / rows.square().mean(-1, keepdim=True).sqrt().clamp_min(tiny))
+    rows = wide.reshape(-1, x.shape[-1])
+    result = rows * scale
+    result[1::4] = rows[1::4] * (tiny / rows[1::4].square().mean(-1, keepdim=True).sqrt().clamp_min(tiny))
+    if raised is not None and len(rows) > 3:
+        result[3::4] = raised(rows[3::4], HIGHER * abs(scale), torch.finfo(x.dtype).max / 64)
     return result.reshape(x.shape).to(x.dtype)
 
 

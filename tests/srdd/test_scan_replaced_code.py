@@ -13,6 +13,10 @@ import torch
 import transformers as tf
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.module import register_module_forward_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.activations import SiLUActivation
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.qwen2 import modeling_qwen2
@@ -146,6 +150,94 @@ def test_code_that_was_replaced_reaches_a_model_of_the_user_s_own_class(monkeypa
     model = Mine(tf.Qwen2Config(**GROUPED)).eval()
     monkeypatch.setattr(*fused_mlp(WRONG))
     assert sites(srdd.scan(model)) == {f"{layer}.mlp" for layer in LAYERS}
+
+
+# -- torch's own functions ---------------------------------------------------------------------------------
+
+
+class WrongFunction(TorchFunctionMode):
+    """Around a scan, as a device's own code lies around a program."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return WRONG * result if func is functional.silu else result
+
+
+class WrongKernel(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return WRONG * result if func._schema.name == "aten::silu" else result
+
+
+def scaled(function, factor):
+    return lambda *args, **kwargs: factor * function(*args, **kwargs)
+
+
+TORCHS = {
+    "torch.nn.functional.silu": (functional, "silu", {"mlp.act_fn"}),
+    "torch.nn.functional.scaled_dot_product_attention": (functional, "scaled_dot_product_attention", {"self_attn"}),
+    "torch.rsqrt": (torch, "rsqrt", NORMS),
+    "torch.Tensor.pow": (torch.Tensor, "pow", NORMS),
+    "torch.nn.Linear.forward": (nn.Linear, "forward", {"proj", "lm_head"}),
+}
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_a_wrong_function_in_torch_s_place_is_found_and_a_right_one_is_not_accused(monkeypatch, make_model, name):
+    owner, attribute, parts = TORCHS[name]
+    own = getattr(owner, attribute)
+    note = f"the host ran torch's own code in place of {name}"
+    monkeypatch.setattr(owner, attribute, scaled(own, 1.0))
+    report = srdd.scan(make_model("qwen2", layers=2))
+    assert (report.verdict, report.measurements.notes) == ("healthy", (note,)), report.findings
+    monkeypatch.setattr(owner, attribute, scaled(own, WRONG))
+    report = srdd.scan(make_model("qwen2", layers=2))
+    assert report.measurements.notes == (note,)
+    assert {finding.layer for finding in report.findings} >= {0, 1}
+    assert {finding.kind for finding in report.findings} == {"scale"}
+    assert all(any(site.endswith(part) for part in parts) for site in sites(report))
+
+
+def test_a_norm_class_in_torch_s_place_is_compared_with_torch_s(monkeypatch, make_model):
+    for factor, verdict in ((1.0, "healthy"), (WRONG, "faulty")):
+
+        class Fused(nn.Module):
+            def __init__(self, width, eps=1e-5):
+                super().__init__()
+                self.weight, self.bias, self.eps = (
+                    nn.Parameter(torch.ones(width)),
+                    nn.Parameter(torch.zeros(width)),
+                    eps,
+                )
+
+            def forward(self, x, factor=factor):
+                return factor * functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(nn, "LayerNorm", Fused)
+            report = srdd.scan(make_model("gpt2", layers=2))
+        assert report.verdict == verdict, report.findings
+        assert report.measurements.notes == ("the host ran torch's own code in place of torch.nn.LayerNorm",)
+    assert {site.rpartition(".")[2] for site in sites(report)} <= {"ln_1", "ln_2", "ln_f"}
+
+
+@pytest.mark.parametrize("mode", [WrongFunction, WrongKernel])
+def test_what_a_mode_around_the_scan_changes_is_found(make_model, mode):
+    with mode():
+        report = srdd.scan(make_model("qwen2", layers=2))
+    assert sites(report) == {f"{layer}.mlp.act_fn" for layer in LAYERS}
+    assert {(finding.kind, finding.operator) for finding in report.findings} == {("scale", "silu")}
+
+
+def test_what_a_hook_on_every_module_changes_is_found(make_model):
+    hook = register_module_forward_hook(
+        lambda module, _args, output: WRONG * output if isinstance(module, SiLUActivation) else None
+    )
+    try:
+        report = srdd.scan(make_model("qwen2", layers=2))
+    finally:
+        hook.remove()
+    assert sites(report) == {f"{layer}.mlp.act_fn" for layer in LAYERS}
 
 
 # -- attention kernels -------------------------------------------------------------------------------------
