@@ -9,6 +9,7 @@ from torch import nn
 
 from hal.errors import ModelError
 from hal.model_weights import WeightSource
+from hal.shipped_torch import torch_as_shipped
 from hal.skeleton import fresh_instance, on_meta, stripped_copy, transformers_model
 from hal.structure import LayerStack
 
@@ -70,6 +71,6 @@ def _skeleton(model: nn.Module, stack: LayerStack) -> tuple[nn.Module, ...]:
     if any(set(dict(layer.named_buffers())) - set(layer.state_dict()) for layer in layers):
         # Buffers that no checkpoint has must be computed. This way each weight is allocated for a moment, and leaves
         # address space behind that a limit on memory counts.
-        with init_empty_weights(include_buffers=False):
+        with torch_as_shipped(), init_empty_weights(include_buffers=False):
             layers = tuple(fresh_instance(owner).get_submodule(inner).children())
     return layers

@@ -8,7 +8,7 @@ import ast
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, ModuleType
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules import module as module_hooks
+from torch.overrides import _pop_mode_temporarily
 from torch.utils._python_dispatch import _disable_current_modes
 
 _FILES = Path(torch.__file__).parent
@@ -59,7 +60,9 @@ def torch_as_shipped() -> Iterator[None]:
             place.put(place.shipped)
         for held, _ in hooks:
             held.clear()
-        with torch._C.DisableTorchFunction(), _disable_current_modes():
+        with _disable_current_modes(), ExitStack() as popped:
+            for _ in range(torch._C._len_torch_function_stack()):
+                popped.enter_context(_pop_mode_temporarily())
             yield
     finally:
         for held, before in hooks:

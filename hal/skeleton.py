@@ -46,8 +46,7 @@ def fresh_instance(owner: Any) -> Any:
     """A new instance of the class of `owner`, a transformers model, from its configuration, for the host, with
     transformers' code as its files have it. Whether it takes memory is up to the context that it is called in.
     """
-    with torch_as_shipped():
-        instance = shipped_class(type(owner))(_host_config(owner))
+    instance = shipped_class(type(owner))(_host_config(owner))
     classes = {cls: shipped_class(cls) for cls in {type(part) for part in instance.modules()}}
     for part in instance.modules():
         part.__class__ = classes[type(part)]
@@ -84,7 +83,7 @@ def stripped_copy(module: nn.Module, stand_ins: dict[int, Any] | None = None) ->
 
 def on_meta(owner: Any) -> Any:
     """As `fresh_instance`, with every tensor on the meta device."""
-    with torch.device("meta"):
+    with torch_as_shipped(), torch.device("meta"):
         return fresh_instance(owner)
 
 

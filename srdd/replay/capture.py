@@ -34,7 +34,8 @@ class OperatorCall:
 @dataclass
 class ModuleCall:
     """One call of a module below (or of) the layer: its dotted `name` below the layer ("" for the layer), host
-    copies of arguments and output, and the calls it made in turn.
+    copies of arguments and output, and the calls it made in turn. `instead`: what it was given in the place of its
+    first argument, which its caller knows nothing of.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModuleCall:
     output: Any = None
     children: list[ModuleCall] = field(default_factory=list)
     operators: list[OperatorCall] = field(default_factory=list)
+    instead: torch.Tensor | None = None
 
     def walk(self) -> Iterator[ModuleCall]:
         """The call itself and all below it."""

@@ -31,7 +31,8 @@ LAST_ROUNDINGS = 2.0  # and two roundings of the result itself, for kernels that
 @dataclass(frozen=True)
 class Comparison:
     """One replayed call: where (`name` below the layer, `operator`; `of_input`: what the module was handed, not what it
-    made), how its values transfer, which way they `lean`, and whether it differs `poisoned` by what it was given.
+    made), how its values transfer, which way they `lean`, whether it differs `poisoned` by what it was given, and
+    whether it was replayed as a `whole`, its submodules on the host.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Comparison:
     lean: Lean = UNASKED
     of_input: bool = False
     poisoned: bool = False
+    whole: bool = False
 
 
 def compare_call(
@@ -118,7 +120,8 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: 
 
 def _comparison(name: str, operator: str, replay: Replay, transfer: Transfer, lean: Lean = UNASKED) -> Comparison:
     """What was given matters, and is looked through, only where a call differs."""
-    return Comparison(name, operator, transfer, lean, poisoned=transfer.violation > 1 and replay.poisoned)
+    poisoned = transfer.violation > 1 and replay.poisoned
+    return Comparison(name, operator, transfer, lean, poisoned=poisoned, whole=replay.whole)
 
 
 def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer:

@@ -16,6 +16,7 @@ from srdd.measurements import SiteReplay, WeightDamage
 from srdd.replay.capture import ModuleCall, record
 from srdd.replay.compare import Comparison
 from srdd.replay.part import AMPLIFIED, SPIKED, excitations, run_part
+from srdd.replay.raised import with_units_raised
 from srdd.replay.sites import Part, SiteComparisons, coarsest_dtype
 from srdd.replay.weights import damaged_weights
 from srdd.walk import LayerVisit
@@ -48,9 +49,10 @@ class HostReplay:
             self._compare_tree(visit, tree, excitation)
 
     def excite_submodules(self, visit: LayerVisit) -> int:
-        """Run each innermost module of the layer on its own input with rows amplified and rows made tiny, and each
-        direct part on a spiked one, and replay those runs. A module that differs is asked again, to see whether it errs
-        in the same way. Returns how many times the layer's work was done, at most.
+        """Run each innermost module of the layer on its own input with rows amplified, rows made tiny and rows that
+        raise its units, and each direct part on a spiked one and with its last product's units raised, and replay those
+        runs. A module that differs is asked again, to see whether it errs in the same way. Returns how many times the
+        layer's work was done, at most.
         """
         if self._own_run is None:
             return 0
@@ -58,7 +60,8 @@ class HostReplay:
         for call in [call for call in self._own_run.walk() if not call.children]:
             self._excite(visit, call, AMPLIFIED)
         for call in self._own_run.children:
-            self._excite(visit, call, SPIKED)
+            whole = self._comparisons(visit).whole(call.name)
+            self._excite(visit, call if whole else with_units_raised(visit.call.layer, call), SPIKED)
         return 2 + self._ask_again(visit)
 
     def weights(self, visit: LayerVisit) -> tuple[WeightDamage, ...] | None:
@@ -98,7 +101,7 @@ class HostReplay:
         return self._clean
 
     def _compare_tree(self, visit: LayerVisit, tree: ModuleCall, excitation: str) -> None:
-        for call in tree.walk():
+        for call in [call for call in tree.walk() if call.instead is None]:
             self._comparisons(visit).compare(call, excitation)
 
     def _judged(self, comparison: Comparison) -> Comparison | None:

@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -44,7 +44,7 @@ class Replay:
     """One module call on the host: `exact` float64 values, first the inputs handed to each submodule, then the
     output; `actual`, the device's values of the same shapes; and `spread(draws)`, the rounding spread of each,
     drawn when asked for. `given` is what it was computed from; `spoilt` says that not all of that is finite.
-    `overflow` computes `overflown`.
+    `overflow` computes `overflown`; `whole`: submodules were run on the host too.
     """
 
     exact: list[torch.Tensor]
@@ -53,6 +53,7 @@ class Replay:
     given: Sequence[torch.Tensor] = ()
     spoilt: bool = False
     overflow: Callable[[], list[torch.Tensor] | None] = _nowhere
+    whole: bool = False
 
     @cached_property
     def overflown(self) -> list[torch.Tensor] | None:
@@ -84,6 +85,8 @@ def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int
     try:
         return replay_own(call, clean, roundoff, seed)
     except (ReplayDivergedError, RuntimeError):
+        if any(inner.instead is not None for inner in call.walk()):  # which the host's parts were not given
+            raise
         return replay_whole(call, clean, roundoff, seed)
 
 
@@ -92,7 +95,7 @@ def replay_whole(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int)
     it gives other shapes.
     """
     run = partial(_run_whole, call, clean.get_submodule(call.name))
-    return _replay(call, roundoff, seed, run, tensors_in(call.output))
+    return replace(_replay(call, roundoff, seed, run, tensors_in(call.output)), whole=True)
 
 
 def replay_own(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -> Replay:

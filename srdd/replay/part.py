@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -19,20 +20,25 @@ TINY = 2.0**-10  # root mean square of a row whose square is what most normalisa
 
 AMPLIFIED, SPIKED = "amplified and tiny part", "spiked part"
 
-HIGHER = 2.0  # are raised units than the amplified rows
-
 Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 def run_part(layer: nn.Module, call: ModuleCall, device: torch.device, change: Change) -> list[ModuleCall]:
-    """Call the module of `layer` that made `call` again on `device`, with its arguments but the activation changed;
-    returns what was recorded, one tree a call.
+    """Call the module of `layer` that made `call` again on `device`, with its arguments but the activation changed, and
+    with what modules inside were given instead of theirs; returns what was recorded, one tree a call.
     """
     part = layer.get_submodule(call.name)
     args, kwargs = _with_changed_activation(call, change, device)
-    with record(part) as trees:
+    instead = {inner.name: inner.instead for inner in call.walk() if inner.instead is not None}
+    with record(part) as trees, ExitStack() as hooks:
+        for name, value in instead.items():  # behind the recorder's hooks, which see what the caller hands over
+            hook = partial(_given_instead, value.to(device))
+            hooks.callback(layer.get_submodule(name).register_forward_pre_hook(hook).remove)
         part(*args, **kwargs)
-    return [_renamed(tree, call.name) for tree in trees]
+    renamed = [_renamed(tree, call.name) for tree in trees]
+    for inner in (inner for tree in renamed for inner in tree.walk()):
+        inner.instead = instead.get(inner.name)
+    return renamed
 
 
 def unchanged(x: torch.Tensor) -> torch.Tensor:
@@ -57,7 +63,7 @@ def tiny_rows(epsilons: Iterable[float], dtype: torch.dtype) -> float:
 
 
 def amplified_and_tiny(x: torch.Tensor, tiny: float = TINY, raised: Raise | None = None) -> torch.Tensor:
-    """Of every four rows two amplified; one of root mean square `tiny` at most, so that a wrong epsilon shows; and one
+    """Of every four rows one amplified; one of root mean square `tiny` at most, so that a wrong epsilon shows; and two
     in which units are `raised`, or else amplified too.
     """
     wide = x.float()
@@ -68,8 +74,9 @@ def amplified_and_tiny(x: torch.Tensor, tiny: float = TINY, raised: Raise | None
     rows = wide.reshape(-1, x.shape[-1])
     result = rows * scale
     result[1::4] = rows[1::4] * (tiny / rows[1::4].square().mean(-1, keepdim=True).sqrt().clamp_min(tiny))
-    if raised is not None and len(rows) > 3:
-        result[3::4] = raised(rows[3::4], HIGHER * abs(scale), torch.finfo(x.dtype).max / 64)
+    half = torch.arange(len(rows)) % 4 >= 2
+    if raised is not None and half.any():
+        result[half] = raised(rows[half], 2 * abs(scale), torch.finfo(x.dtype).max / 64)  # above what is amplified
     return result.reshape(x.shape).to(x.dtype)
 
 
@@ -103,6 +110,10 @@ def _with_changed_activation(
         args = map_tensors(call.args, restore)
         return args, map_tensors(kwargs, restore)
     return (), map_tensors(kwargs, restore)
+
+
+def _given_instead(value: torch.Tensor, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return value, *args[1:]
 
 
 def _renamed(tree: ModuleCall, prefix: str) -> ModuleCall:

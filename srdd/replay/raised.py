@@ -5,7 +5,9 @@ what is large, is seldom the largest by chance.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,6 +18,7 @@ from srdd.replay.capture import ModuleCall, tensors_in
 
 CROSSTALK = 16  # inputs to a unit raised in one row: the others come out at a quarter (standard deviation) of it
 WEAK = 0.05  # of the median square of a unit's weights
+OUTSTANDING = 2.0**7  # times the largest result of a product that makes the output of what it is part of
 CHUNK = 2**12  # units multiplied at a time: a head has many
 
 # From rows of an input, [count, inputs], how many times as much as by chance to reach, and the largest input allowed,
@@ -30,11 +33,37 @@ def raising(module: nn.Module, call: ModuleCall) -> Raise | None:
     given, output = call.handed(), tensors_in(call.output)
     if len(given) != 1 or len(output) != 1 or not output[0].numel():
         return None
-    weight = _weight(module, output[0].shape[-1], given[0].shape[-1])
-    if weight is not None:
-        largest = float(output[0].abs().max())
-        return partial(_by_weights, weight, largest) if 0 < largest < math.inf else None
-    return _by_elements if given[0].shape == output[0].shape else None
+    alike = given[0].shape == output[0].shape
+    return _product(module, given[0], output[0]) or (_by_elements if alike else None)
+
+
+def with_units_raised(layer: nn.Module, call: ModuleCall) -> ModuleCall:
+    """The call of a module of `layer` that has parts, to be made again with the units of the last matrix product in it
+    raised, if as many come out of it as of the module; else the call as it was.
+    """
+    units = [tensor.shape[-1] for tensor in tensors_in(call.output)[:1] if tensor.dim()]
+    names = Counter(inner.name for inner in call.walk())
+    for last in reversed([inner for inner in call.walk() if not inner.children]):
+        output, x = last.output, last.args[0] if last.args else None
+        if not isinstance(x, torch.Tensor) or not isinstance(output, torch.Tensor) or [output.shape[-1]] != units:
+            continue
+        product = _product(layer.get_submodule(last.name), x, output)
+        if product is not None and last is not call and names[last.name] == 1:
+            rows = product(x.float().reshape(-1, x.shape[-1]), OUTSTANDING, torch.finfo(x.dtype).max / 64)
+            return _with_input(call, last, rows.reshape(x.shape).to(x.dtype))
+    return call
+
+
+def _with_input(call: ModuleCall, inner: ModuleCall, value: torch.Tensor) -> ModuleCall:
+    if call is inner:
+        return replace(call, instead=value)
+    return replace(call, children=[_with_input(child, inner, value) for child in call.children])
+
+
+def _product(module: nn.Module, x: torch.Tensor, output: torch.Tensor) -> Raise | None:
+    """How to raise the units of a matrix product that made `output` of `x`; None where the module is none."""
+    weight, largest = _weight(module, output.shape[-1], x.shape[-1]), float(output.abs().max())
+    return partial(_by_weights, weight, largest) if weight is not None and 0 < largest < math.inf else None
 
 
 def _weight(module: nn.Module, units: int, inputs: int) -> torch.Tensor | None:
@@ -57,9 +86,10 @@ def _by_weights(weight: torch.Tensor, largest: float, rows: torch.Tensor, factor
     squares = chosen.square().sum(-1, keepdim=True)
     # A unit whose weights are next to nothing would drown the others in what it takes to raise it.
     share = chosen / squares.clamp_min(squares.median() * WEAK).clamp_min(torch.finfo(torch.float32).tiny)
-    raised = torch.zeros(count, inputs).index_add_(0, torch.arange(len(units)) % count, share)
+    turns = torch.arange(max(len(units), count))
+    raised = torch.zeros(count, inputs).index_add_(0, turns % count, share[turns % len(units)])
     reached = [(raised @ _on_host(part).T).abs().amax(-1, keepdim=True) for part in torch.split(weight, CHUNK)]
-    raised *= factor * largest / torch.stack(reached).amax(0).clamp_min(torch.finfo(torch.float32).tiny)
+    raised *= (factor * largest / torch.stack(reached).amax(0)).nan_to_num(posinf=0.0)  # a unit without weights
     return raised * (most / raised.abs().amax(-1, keepdim=True).clamp_min(most))
 
 

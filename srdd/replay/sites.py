@@ -103,6 +103,10 @@ class SiteComparisons:
         for comparison in filter(None, map(self._judged, comparisons)):
             self._found[comparison.name, comparison.operator, comparison.of_input].append((excitation, comparison))
 
+    def whole(self, name: str) -> bool:
+        """Whether a site was replayed as a whole, its submodules on the host."""
+        return any(comparison.whole for _, comparison in self._found[name, "", False])
+
     def repeats(self, name: str, alike: bool) -> None:
         """Say of a site that was compared elsewhere whether it errs alike each time."""
         self._repeats[name] = alike

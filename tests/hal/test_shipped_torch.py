@@ -155,11 +155,17 @@ def test_modes_around_the_block_do_not_reach_into_it(mode):
     assert torch.equal(doubled_again, 2 * right)
 
 
-def test_a_mode_inside_the_block_is_active():
+@pytest.mark.parametrize("mode", [Doubling, DoublingFunctions])
+def test_a_mode_inside_the_block_is_active(mode):
     right = functional.silu(X)
-    with torch_as_shipped(), Doubling():
+    with torch_as_shipped(), mode():
         wrong = functional.silu(X)
     assert torch.equal(wrong, 2 * right)
+
+
+def test_a_device_chosen_inside_the_block_is_that_of_new_tensors():
+    with torch.device("cpu"), torch_as_shipped(), torch.device("meta"):
+        assert torch.empty(1).is_meta
 
 
 def test_hooks_on_every_module_do_not_reach_into_the_block(linear):
