@@ -54,12 +54,13 @@ class WeightsNotHeldError(HalError):
 
 class WideArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
     """Run in float64 throughout: conversions to a narrower floating-point dtype keep the width. What is beyond `limit`,
-    the largest number of a device's accumulators or results, becomes infinite.
+    the largest number of a device's accumulators or results, becomes infinite, and what is below `least` zero.
     """
 
-    def __init__(self, limit: float = math.inf) -> None:
+    def __init__(self, limit: float = math.inf, least: float = 0.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self._limit = limit
+        self._vanishing = least
 
     def __torch_dispatch__(
         self,
@@ -83,9 +84,11 @@ class WideArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
 
     def finish(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:
         """The result as this arithmetic leaves it."""
-        bounded = math.isfinite(self._limit)
+        bounded = math.isfinite(self._limit) or self._vanishing > 0
         if bounded and isinstance(result, torch.Tensor) and result.is_floating_point() and not func.is_view:
-            return torch.where(result.abs() > self._limit, result.sign() * torch.inf, result)
+            size = result.abs()
+            kept = torch.where(size > self._limit, result.sign() * torch.inf, result)
+            return torch.where(size < self._vanishing, 0.0, kept)
         return result
 
 

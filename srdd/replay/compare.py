@@ -20,7 +20,7 @@ from srdd.probes.transfer import describe_transfer, excess, largest_excess, no_v
 from srdd.replay.arithmetic import WIDTH, RoundingSpread, WideArithmetic, accumulator_limit, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
 from srdd.replay.drift import UNASKED, Lean, rounding_drift
-from srdd.replay.module import Replay, overflown, replay_module, replay_whole
+from srdd.replay.module import Replay, out_of_range, replay_module, replay_whole
 
 DRAWS = (4, 6, 8, 24, 48)  # few draws may understate an element's spread several times: they may acquit, not accuse
 FEW = DRAWS[:3]  # where a module is known to differ
@@ -81,7 +81,7 @@ def compare_value(replay: Replay, index: int, dtype: torch.dtype) -> Transfer:
         [replay.actual[index]],
         lambda draws: [replay.spread(draws)[index]],
         spoilt=replay.spoilt,
-        overflow=lambda: None if replay.overflown is None else [replay.overflown[index]],
+        leaving=lambda: None if replay.out_of_range is None else [replay.out_of_range[index]],
     )
     return _worst(one, dtype, DRAWS)
 
@@ -89,7 +89,7 @@ def compare_value(replay: Replay, index: int, dtype: torch.dtype) -> Transfer:
 def violating(replay: Replay, dtype: torch.dtype) -> list[torch.Tensor]:
     """For each value of the replay, which of its elements differ by more than rounding."""
     spreads = replay.spread(FEW[-1])
-    values = _values(replay, dtype, replay.overflown)
+    values = _values(replay, dtype, replay.out_of_range)
     masks = [entry.beyond(_rows(spread)) for entry, spread in zip(values, spreads, strict=True)]
     return [torch.from_numpy(mask).reshape(value.shape) for mask, value in zip(masks, replay.exact, strict=True)]
 
@@ -108,12 +108,13 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: 
     limit = accumulator_limit(given)
     exact = run(WideArithmetic(limit))
     roundoff = unit_roundoff(dtype)
+    actual = tensors_in(call.result)
     replay = Replay(
         exact,
-        tensors_in(call.result),
+        actual,
         RoundingSpread(run, exact, roundoff, seed, limit, least_rounding(dtype)),
         given,
-        overflow=partial(overflown, run, exact, dtype),
+        leaving=partial(out_of_range, run, exact, actual, dtype),
     )
     return _comparison(call.module, call.name, replay, _worst(replay, dtype, draws))
 
@@ -131,8 +132,8 @@ def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer
     """
     values = _occupied(_values(replay, dtype))
     worst = max(entry.violation(None) for entry in values)
-    if worst > 1 and replay.overflown is not None:
-        values = _occupied(_values(replay, dtype, replay.overflown))
+    if worst > 1 and replay.out_of_range is not None:
+        values = _occupied(_values(replay, dtype, replay.out_of_range))
         worst = max(entry.violation(None) for entry in values)
     if worst <= 1:
         # Whatever was computed has a spread of one rounding at least, so its share of the whole allowance is known.
@@ -150,14 +151,14 @@ def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer
 @dataclass(frozen=True)
 class _Values:
     """One tensor of a replayed call, [rows, units]: what it should be, and what the device made of it. `spoilt`: of
-    inputs that are not all finite. `overflown`: the elements that may be anything.
+    inputs that are not all finite. `out_of_range`: the elements that may be anything.
     """
 
     expected: Array
     actual: Array
     dtype: torch.dtype
     spoilt: bool
-    overflown: NDArray[np.bool_] | None
+    out_of_range: NDArray[np.bool_] | None
 
     def violation(self, spread: Array | None) -> float:
         return largest_excess(self.expected, self.actual, self._allowance(spread))
@@ -185,13 +186,13 @@ class _Values:
         # What a kernel makes of NaN is its own affair: a fused attention may skip a row that has one.
         if self.spoilt:
             allowance[~np.isfinite(self.expected)] = np.inf
-        if self.overflown is not None:
-            allowance[self.overflown] = np.inf
+        if self.out_of_range is not None:
+            allowance[self.out_of_range] = np.inf
         return allowance
 
 
-def _values(replay: Replay, dtype: torch.dtype, overflown: Sequence[torch.Tensor] | None = None) -> list[_Values]:
-    masks = [None] * len(replay.exact) if overflown is None else [_rows(mask) > 0 for mask in overflown]
+def _values(replay: Replay, dtype: torch.dtype, out_of_range: Sequence[torch.Tensor] | None = None) -> list[_Values]:
+    masks = [None] * len(replay.exact) if out_of_range is None else [_rows(mask) > 0 for mask in out_of_range]
     return [
         _Values(_rows(exact), _rows(actual), dtype, replay.spoilt, mask)
         for (exact, actual), mask in zip(replay.pairs(), masks, strict=True)

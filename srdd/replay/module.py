@@ -36,7 +36,7 @@ class ReplayDivergedError(HalError):
 
 
 def _nowhere() -> None:
-    """Nothing overflows."""
+    """Nothing leaves the range."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Replay:
     """One module call on the host: `exact` float64 values, first the inputs handed to each submodule, then the
     output; `actual`, the device's values of the same shapes; and `spread(draws)`, the rounding spread of each,
     drawn when asked for. `given` is what it was computed from; `spoilt` says that not all of that is finite.
-    `overflow` computes `overflown`; `whole`: submodules were run on the host too.
+    `leaving` computes `out_of_range`; `whole`: submodules were run on the host too.
     """
 
     exact: list[torch.Tensor]
@@ -52,13 +52,13 @@ class Replay:
     spread: Callable[[int], list[torch.Tensor]]
     given: Sequence[torch.Tensor] = ()
     spoilt: bool = False
-    overflow: Callable[[], list[torch.Tensor] | None] = _nowhere
+    leaving: Callable[[], list[torch.Tensor] | None] = _nowhere
     whole: bool = False
 
     @cached_property
-    def overflown(self) -> list[torch.Tensor] | None:
+    def out_of_range(self) -> list[torch.Tensor] | None:
         """For each exact value, which of its elements may come out as anything; None when there are none."""
-        return self.overflow()
+        return self.leaving()
 
     @property
     def poisoned(self) -> bool:
@@ -120,20 +120,27 @@ def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: lis
         RoundingSpread(run, exact, roundoff, seed, limit, least_rounding(dtype)),
         given,
         spoilt,
-        partial(overflown, run, exact, dtype),
+        partial(out_of_range, run, exact, actual, dtype),
     )
 
 
-def overflown(run: Draw, exact: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor] | None:
-    """Of each value that `run` computes, which elements overflow on their way where every step is kept in `dtype`, as
-    float16's scores may: kernels that do more in one step come to the exact ones, others to infinity or NaN. None for
-    dtypes with the range of the accumulators.
+def out_of_range(
+    run: Draw, exact: list[torch.Tensor], actual: list[torch.Tensor], dtype: torch.dtype
+) -> list[torch.Tensor] | None:
+    """Of each value that `run` computes, which elements may be anything where every step is kept in `dtype`. One that
+    overflows on its way, as float16's scores may: kernels that do more in one step come to the exact one, others to
+    infinity or NaN. And of those that came out so, one that does once small numbers vanish on its way, as the sum of
+    scores does that a router divides by. None where there are none.
     """
-    limit = float(torch.finfo(dtype).max)
-    if limit >= torch.finfo(torch.bfloat16).max:
-        return None
-    narrowed = run(WideArithmetic(_NEARLY * limit))
-    return [~(narrow == wide) for narrow, wide in zip(narrowed, exact, strict=True)]
+    limits = torch.finfo(dtype)
+    masks = None
+    if limits.max < torch.finfo(torch.bfloat16).max:  # less than the accumulators' range
+        bounded = run(WideArithmetic(_NEARLY * limits.max))
+        masks = [~(narrow == wide) for narrow, wide in zip(bounded, exact, strict=True)]
+    if any(bool((~ours.isfinite() & wide.isfinite()).any()) for ours, wide in zip(actual, exact, strict=True)):
+        vanished = [~value.isfinite() for value in run(WideArithmetic(least=limits.smallest_normal))]
+        masks = vanished if masks is None else [one | other for one, other in zip(masks, vanished, strict=True)]
+    return masks
 
 
 def _run_own(call: ModuleCall, clean: nn.Module, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:
