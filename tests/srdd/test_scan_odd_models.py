@@ -167,6 +167,22 @@ def test_streams_at_the_ends_of_the_range_are_no_crash(scan, dtype, factor, leve
     assert len(scan(model, level).measurements.layers) == 2
 
 
+def test_a_router_that_divides_by_scores_which_underflow_is_healthy(scan):
+    """Amplified, all scores of a row may be exp(-200): nothing in float32, of which a healthy kernel makes NaN."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = tf.MiniMaxM2Config(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, initializer_range=1.0, **experts, **heads, **tokens
+    )
+    torch.manual_seed(0)
+    model = tf.MiniMaxM2ForCausalLM(config).eval()
+    with torch.no_grad():
+        _, scores, _ = model.model.layers[0].mlp.gate(64 * torch.randn(256, 32), torch.zeros(4))
+    assert scores.isnan().any()
+    assert scan(model, "full").verdict == "healthy"
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_large_stream_within_the_range_raises_no_alarm(scan, level):
     model = make(dtype=torch.float16, layers=2)
