@@ -173,7 +173,7 @@ def test_a_router_that_divides_by_scores_which_underflow_is_healthy(scan):
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = tf.MiniMaxM2Config(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, initializer_range=1.0, **experts, **heads, **tokens
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, initializer_range=1.0, **experts, **heads, **tokens
     )
     torch.manual_seed(0)
     model = tf.MiniMaxM2ForCausalLM(config).eval()
