@@ -7,9 +7,11 @@ from __future__ import annotations
 import ast
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, ModuleType
 from typing import Any, NamedTuple
@@ -33,6 +35,9 @@ _HOOKS = tuple(
 )
 
 
+_inside: ContextVar[bool] = ContextVar("torch as shipped", default=False)
+
+
 class _Place(NamedTuple):
     """A name in a module or class of torch, what that holds, and what torch has by that name; `_ABSENT` for nothing."""
 
@@ -51,10 +56,15 @@ class _Place(NamedTuple):
 @contextmanager
 def torch_as_shipped() -> Iterator[None]:
     """Let torch's functions, `torch.Tensor`'s methods and the methods of torch's modules be torch's own inside the
-    block, with none of the modes around it and none of the hooks on every module.
+    block, with none of the modes around it and none of the hooks on every module. A block inside another changes
+    nothing, and costs nothing.
     """
+    if _inside.get():
+        yield
+        return
     replaced = _replaced()
     hooks = [(held, dict(held)) for held in _HOOKS if held]
+    inside = _inside.set(True)
     try:
         for place, _ in replaced:
             place.put(place.shipped)
@@ -65,6 +75,7 @@ def torch_as_shipped() -> Iterator[None]:
                 popped.enter_context(_pop_mode_temporarily())
             yield
     finally:
+        _inside.reset(inside)
         for held, before in hooks:
             held.update(before)
         for place, present in replaced:
@@ -98,9 +109,34 @@ def _replaced() -> list[tuple[_Place, Any]]:
     """The places where something else is now, each with that."""
     return [
         (place, present)
-        for place in _places()
+        for owned in _owners()
+        if not owned.untouched()
+        for place in owned.places
         if (present := place.held.get(place.name, _ABSENT)) is not place.shipped and not _is_torchs(present, place.name)
     ]
+
+
+class _Owned:
+    """The places of one owner, which are looked through before each computation on the host: all at once."""
+
+    def __init__(self, places: Sequence[_Place]) -> None:
+        self.places = places
+        self._held = places[0].held
+        there = {place.name: place.shipped for place in places if place.shipped is not _ABSENT}
+        self._names, self._shipped = tuple(there), tuple(there.values())
+        self._absent = {place.name for place in places} - set(there)
+
+    def untouched(self) -> bool:
+        """Whether every place has what torch has there."""
+        found = tuple(map(self._held.get, self._names))
+        return found == self._shipped and self._absent.isdisjoint(self._held)
+
+
+@cache
+def _owners() -> tuple[_Owned, ...]:
+    """Looked for once: what is replaced by then is taken from torch's files, what is replaced later from here."""
+    places = (*_in_functions(), *_in_tensor(), *_in_modules())
+    return tuple(_Owned(list(own)) for _, own in groupby(places, key=lambda place: id(place.owner)))
 
 
 def _full_name(owner: Any) -> str:
@@ -111,12 +147,6 @@ def _full_name(owner: Any) -> str:
 
 def _is_module_class(owner: Any) -> bool:
     return isinstance(owner, type) and issubclass(owner, nn.Module)
-
-
-@cache
-def _places() -> tuple[_Place, ...]:
-    """Looked for once: what is replaced by then is taken from torch's files, what is replaced later from here."""
-    return (*_in_functions(), *_in_tensor(), *_in_modules())
 
 
 def _in_functions() -> Iterator[_Place]:
@@ -145,8 +175,9 @@ def _in_modules() -> Iterator[_Place]:
     }
     for name, cls in classes.items():
         yield _Place(nn, vars(nn), name, cls)
-        own = {name for name, value in vars(cls).items() if isinstance(value, FunctionType)}
-        for method in _CALLS if cls is nn.Module else sorted(own | {"forward", "__call__"}):
+    for cls in classes.values():
+        inner = {name for name, value in vars(cls).items() if name[0] == "_" != name[1] and callable(value)}
+        for method in _CALLS if cls is nn.Module else sorted(inner | {"forward", "__call__"}):
             yield _place(cls, method, cls.__module__)
 
 

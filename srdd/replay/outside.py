@@ -16,6 +16,7 @@ from torch import nn
 from hal.calls import activation
 from hal.clean_outside import CleanOutside, is_product, is_table
 from hal.model_weights import WeightSource
+from hal.shipped_torch import torch_as_shipped
 from hal.structure import LayerStack
 from srdd.measurements import LayerMeasurement, SiteReplay, WeightDamage
 from srdd.probes.samples import unit_roundoff
@@ -184,7 +185,8 @@ class OutsideReplay:
         inner: torch.dtype | None = None,
     ) -> bool:
         drift = excitation == OWN_INPUT
-        (found, *_) = compare_call(replace(call, name=""), clean, part.dtype, self._seed, DRAWS, drift, inner)
+        with torch_as_shipped():
+            (found, *_) = compare_call(replace(call, name=""), clean, part.dtype, self._seed, DRAWS, drift, inner)
         self._sites[layer].keep([replace(found, name=call.name)], excitation)
         return found.transfer.violation > 1
 

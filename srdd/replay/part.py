@@ -32,7 +32,7 @@ def run_part(layer: nn.Module, call: ModuleCall, device: torch.device, change: C
     instead = {inner.name: inner.instead for inner in call.walk() if inner.instead is not None}
     with record(part) as trees, ExitStack() as hooks:
         for name, value in instead.items():  # behind the recorder's hooks, which see what the caller hands over
-            hook = partial(_given_instead, value.to(device))
+            hook = partial(_given_instead, value)
             hooks.callback(layer.get_submodule(name).register_forward_pre_hook(hook).remove)
         part(*args, **kwargs)
     renamed = [_renamed(tree, call.name) for tree in trees]
@@ -113,7 +113,7 @@ def _with_changed_activation(
 
 
 def _given_instead(value: torch.Tensor, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return value, *args[1:]
+    return value.to(args[0].device, args[0].dtype), *args[1:]  # which a detour may have changed
 
 
 def _renamed(tree: ModuleCall, prefix: str) -> ModuleCall:

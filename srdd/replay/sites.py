@@ -13,6 +13,7 @@ from torch import nn
 
 from hal.errors import HalError, one_line
 from hal.memory import out_of_memory
+from hal.shipped_torch import torch_as_shipped
 from hal.structure import dotted
 from srdd.measurements import SiteReplay, WrongConstant
 from srdd.probes.samples import unit_roundoff
@@ -92,7 +93,8 @@ class SiteComparisons:
         draws = FEW if call.name in self._wrong else DRAWS
         natural = excitation.startswith("repeat")
         comparisons: list[Comparison] = []
-        with noted(self.notes, f"{self._part.full_name(call.name)}: not replayed under '{excitation}'"):
+        what = f"{self._part.full_name(call.name)}: not replayed under '{excitation}'"
+        with noted(self.notes, what), torch_as_shipped():
             comparisons = compare_call(call, self._clean, self._part.dtype, self._seed, draws, natural)
         self.keep(comparisons, excitation)
         if comparisons and (violation := comparisons[0].transfer.violation) > 1:

@@ -201,3 +201,12 @@ def test_a_mode_that_is_handed_a_replacement_finds_what_torch_has(monkeypatch):
     found = replacements()
     assert torch.equal(found[functional.silu](X), own(X))
     assert found[torch.Tensor.pow] is torch._C.TensorBase.pow
+
+
+def test_a_block_inside_a_block_leaves_modes_of_the_outer_one_active(monkeypatch):
+    right = functional.silu(X)
+    monkeypatch.setattr(functional, "silu", doubled(functional.silu))
+    with torch_as_shipped(), Doubling(), torch_as_shipped():
+        wrong = functional.silu(X)
+    assert torch.equal(wrong, 2 * right)
+    assert torch.equal(functional.silu(X), 2 * right)
