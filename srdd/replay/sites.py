@@ -107,7 +107,7 @@ class SiteComparisons:
 
     def whole(self, name: str) -> bool:
         """Whether a site was replayed as a whole, its submodules on the host."""
-        return any(comparison.whole for _, comparison in self._found[name, "", False])
+        return any(comparison.whole for _, comparison in self._found.get((name, "", False), ()))
 
     def repeats(self, name: str, alike: bool) -> None:
         """Say of a site that was compared elsewhere whether it errs alike each time."""
