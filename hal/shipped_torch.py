@@ -29,6 +29,8 @@ _ABSENT = object()
 _SOURCES: tuple[Any, ...] = (torch._C._nn, torch._C._VariableFunctions)
 _BUILTIN = frozenset(getattr(source, name) for source in _SOURCES for name in dir(source) if not name.startswith("__"))
 _CALLS = ("__call__", "_call_impl", "_wrapped_call_impl")  # of nn.Module's methods; vendors replace `to`, for example
+# Say how a tensor is shown and where it lies, and are replaced by vendors and engines.
+_UNCOMPUTED = {"__repr__", "cuda", "pin_memory", "record_stream"}
 _HOOKS = tuple(
     getattr(module_hooks, f"_global_forward_{name}")
     for name in ("hooks", "pre_hooks", "hooks_always_called", "hooks_with_kwargs")
@@ -161,7 +163,7 @@ def _in_functions() -> Iterator[_Place]:
 def _in_tensor() -> Iterator[_Place]:
     own = {name for name, value in vars(torch.Tensor).items() if isinstance(value, FunctionType)}
     inherited = {name for name, value in vars(torch._C.TensorBase).items() if callable(value)} - {"__new__"}
-    for name in sorted((own | inherited) - {"__repr__"}):
+    for name in sorted((own | inherited) - _UNCOMPUTED):
         yield _place(torch.Tensor, name, "torch._tensor")
 
 

@@ -129,6 +129,12 @@ def test_methods_of_modules_that_the_model_does_not_have_are_not_named(monkeypat
     assert replaced_in_torch(nn.LSTM(2, 2)) == ("torch.nn.LSTM.forward",)
 
 
+@pytest.mark.parametrize("name", ["__repr__", "pin_memory"])
+def test_how_a_tensor_is_shown_and_where_it_lies_may_be_anyone_s(monkeypatch, name):
+    monkeypatch.setattr(torch.Tensor, name, doubled(getattr(torch.Tensor, name)))
+    assert replaced_in_torch(nn.GELU()) == ()
+
+
 def test_of_torch_as_it_is_nothing_is_replaced(linear):
     assert replaced_in_torch(linear) == ()
     assert replacements() == {}
