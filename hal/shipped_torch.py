@@ -30,7 +30,7 @@ _SOURCES: tuple[Any, ...] = (torch._C._nn, torch._C._VariableFunctions)
 _BUILTIN = frozenset(getattr(source, name) for source in _SOURCES for name in dir(source) if not name.startswith("__"))
 _CALLS = ("__call__", "_call_impl", "_wrapped_call_impl")  # of nn.Module's methods; vendors replace `to`, for example
 # Say how a tensor is shown and where it lies, and are replaced by vendors and engines.
-_UNCOMPUTED = {"__repr__", "cuda", "pin_memory", "record_stream"}
+_UNCOMPUTED = {"__repr__", "pin_memory", "record_stream"}
 _HOOKS = tuple(
     getattr(module_hooks, f"_global_forward_{name}")
     for name in ("hooks", "pre_hooks", "hooks_always_called", "hooks_with_kwargs")
