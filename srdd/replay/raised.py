@@ -62,8 +62,11 @@ def _with_input(call: ModuleCall, inner: ModuleCall, value: torch.Tensor) -> Mod
 
 def _product(module: nn.Module, x: torch.Tensor, output: torch.Tensor) -> Raise | None:
     """How to raise the units of a matrix product that made `output` of `x`; None where the module is none."""
-    weight, largest = _weight(module, output.shape[-1], x.shape[-1]), float(output.abs().max())
-    return partial(_by_weights, weight, largest) if weight is not None and 0 < largest < math.inf else None
+    weight = _weight(module, output.shape[-1], x.shape[-1])
+    if weight is None or not output.numel():  # an expert to which no token was routed gives nothing
+        return None
+    largest = float(output.abs().max())
+    return partial(_by_weights, weight, largest) if 0 < largest < math.inf else None
 
 
 def _weight(module: nn.Module, units: int, inputs: int) -> torch.Tensor | None:

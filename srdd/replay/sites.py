@@ -94,7 +94,7 @@ class SiteComparisons:
         natural = excitation.startswith("repeat")
         comparisons: list[Comparison] = []
         what = f"{self._part.full_name(call.name)}: not replayed under '{excitation}'"
-        with noted(self.notes, what), torch_as_shipped():
+        with noted(self.notes, what), torch_as_shipped():  # once for all draws
             comparisons = compare_call(call, self._clean, self._part.dtype, self._seed, draws, natural)
         self.keep(comparisons, excitation)
         if comparisons and (violation := comparisons[0].transfer.violation) > 1:

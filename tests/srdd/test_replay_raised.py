@@ -142,6 +142,20 @@ def test_a_part_whose_last_product_is_called_twice_or_that_has_none_is_called_as
     assert isinstance(own, ModuleCall)
 
 
+def test_a_part_whose_last_product_was_given_no_row_is_called_as_it_was():
+    class Expert(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(16, 24), nn.Linear(24, 16)
+
+        def forward(self, x):
+            return x.index_add(0, torch.arange(0), self.down(self.up(x[:0])))
+
+    layer = nn.Sequential(Expert())
+    own = call_of(layer, torch.randn(4, 16)).children[0]
+    assert with_units_raised(layer, own) is own
+
+
 SITES = {
     "llama": ("self_attn", "mlp", "self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.act_fn", "mlp.down_proj"),
     "gpt2": ("attn", "mlp", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.act", "mlp.c_proj"),
