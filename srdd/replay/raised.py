@@ -31,9 +31,9 @@ def raising(module: nn.Module, call: ModuleCall) -> Raise | None:
     one that it was given. None for others.
     """
     given, output = call.handed(), tensors_in(call.output)
-    if len(given) != 1 or len(output) != 1 or not output[0].numel():
+    if len(given) != 1 or len(output) != 1:
         return None
-    alike = given[0].shape == output[0].shape
+    alike = given[0].shape == output[0].shape and output[0].dim() > 0 and output[0].numel() > 0
     return _product(module, given[0], output[0]) or (_by_elements if alike else None)
 
 
@@ -41,11 +41,11 @@ def with_units_raised(layer: nn.Module, call: ModuleCall) -> ModuleCall:
     """The call of a module of `layer` that has parts, to be made again with the units of the last matrix product in it
     raised, if as many come out of it as of the module; else the call as it was.
     """
-    units = [tensor.shape[-1] for tensor in tensors_in(call.output)[:1] if tensor.dim()]
+    units = [tensor.shape[-1:] for tensor in tensors_in(call.output)[:1]]
     names = Counter(inner.name for inner in call.walk())
     for last in reversed([inner for inner in call.walk() if not inner.children]):
         output, x = last.output, last.args[0] if last.args else None
-        if not isinstance(x, torch.Tensor) or not isinstance(output, torch.Tensor) or [output.shape[-1]] != units:
+        if not isinstance(x, torch.Tensor) or not isinstance(output, torch.Tensor) or [output.shape[-1:]] != units:
             continue
         product = _product(layer.get_submodule(last.name), x, output)
         if product is not None and last is not call and names[last.name] == 1:
@@ -62,8 +62,10 @@ def _with_input(call: ModuleCall, inner: ModuleCall, value: torch.Tensor) -> Mod
 
 def _product(module: nn.Module, x: torch.Tensor, output: torch.Tensor) -> Raise | None:
     """How to raise the units of a matrix product that made `output` of `x`; None where the module is none."""
+    if not (x.dim() and output.dim() and output.numel()):  # an expert to which no token was routed gives nothing
+        return None
     weight = _weight(module, output.shape[-1], x.shape[-1])
-    if weight is None or not output.numel():  # an expert to which no token was routed gives nothing
+    if weight is None:
         return None
     largest = float(output.abs().max())
     return partial(_by_weights, weight, largest) if 0 < largest < math.inf else None

@@ -156,6 +156,18 @@ def test_a_part_whose_last_product_was_given_no_row_is_called_as_it_was():
     assert with_units_raised(layer, own) is own
 
 
+class Loss(nn.Module):
+    def forward(self, x):
+        return x.square().mean()
+
+
+def test_a_single_number_has_no_units():
+    assert raising(Loss(), call_of(Loss(), torch.randn(4, 8))) is None
+    layer = nn.Sequential(nn.Sequential(nn.Linear(8, 8), Loss()))
+    own = call_of(layer, torch.randn(4, 8)).children[0]
+    assert with_units_raised(layer, own) is own
+
+
 SITES = {
     "llama": ("self_attn", "mlp", "self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.act_fn", "mlp.down_proj"),
     "gpt2": ("attn", "mlp", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.act", "mlp.c_proj"),
