@@ -35,7 +35,7 @@ class OperatorCall:
 class ModuleCall:
     """One call of a module below (or of) the layer: its dotted `name` below the layer ("" for the layer), host
     copies of arguments and output, and the calls it made in turn. `instead`: what it was given in the place of its
-    first argument, which its caller knows nothing of.
+    first argument, which its caller knows nothing of. `stub`: it computed nothing, and returned what it was told to.
     """
 
     name: str
@@ -45,6 +45,12 @@ class ModuleCall:
     children: list[ModuleCall] = field(default_factory=list)
     operators: list[OperatorCall] = field(default_factory=list)
     instead: torch.Tensor | None = None
+    stub: bool = False
+
+    @property
+    def altered(self) -> bool:
+        """Whether it made of its arguments, or returned, what its caller would not expect."""
+        return self.stub or self.instead is not None
 
     def walk(self) -> Iterator[ModuleCall]:
         """The call itself and all below it."""

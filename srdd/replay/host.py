@@ -15,9 +15,9 @@ from hal.structure import LayerStack
 from srdd.measurements import SiteReplay, WeightDamage
 from srdd.replay.capture import ModuleCall, record
 from srdd.replay.compare import Comparison
-from srdd.replay.part import AMPLIFIED, SPIKED, excitations, run_part
-from srdd.replay.raised import with_units_raised
-from srdd.replay.sites import Part, SiteComparisons, coarsest_dtype
+from srdd.replay.part import AMPLIFIED, RAISED, SPIKED, excitations, run_part, unchanged
+from srdd.replay.raised import with_results_raised, with_units_raised
+from srdd.replay.sites import Part, SiteComparisons, coarsest_dtype, noted
 from srdd.replay.weights import damaged_weights
 from srdd.walk import LayerVisit
 
@@ -62,6 +62,7 @@ class HostReplay:
         for call in self._own_run.children:
             whole = self._comparisons(visit).whole(call.name)
             self._excite(visit, call if whole else with_units_raised(visit.call.layer, call), SPIKED)
+        self._raise_results(visit, self._own_run)
         return 2 + self._ask_again(visit)
 
     def weights(self, visit: LayerVisit) -> tuple[WeightDamage, ...] | None:
@@ -84,6 +85,15 @@ class HostReplay:
         for tree in run_part(layer, call, stream.device, excitations(layer, call, stream.dtype)[name]):
             self._compare_tree(visit, tree, name)
 
+    def _raise_results(self, visit: LayerVisit, own: ModuleCall) -> None:
+        """Run the layer's own arithmetic, and nothing below it, on results that bring each unit of the stream up."""
+        raised = None if self._comparisons(visit).whole(own.name) else with_results_raised(own)
+        if raised is None:
+            return
+        with noted(self.notes, f"{visit.site}: not run on raised results of its parts"):
+            for tree in run_part(visit.call.layer, raised, visit.call.stream.device, unchanged):
+                self._compare_tree(visit, tree, RAISED)
+
     def _ask_again(self, visit: LayerVisit) -> int:
         """Call each module that differs once more; returns how many times the layer's work was done, at most."""
         return int(self._comparisons(visit).ask_again())
@@ -101,7 +111,7 @@ class HostReplay:
         return self._clean
 
     def _compare_tree(self, visit: LayerVisit, tree: ModuleCall, excitation: str) -> None:
-        for call in [call for call in tree.walk() if call.instead is None]:
+        for call in [call for call in tree.walk() if not call.altered]:
             self._comparisons(visit).compare(call, excitation)
 
     def _judged(self, comparison: Comparison) -> Comparison | None:

@@ -85,7 +85,7 @@ def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int
     try:
         return replay_own(call, clean, roundoff, seed)
     except (ReplayDivergedError, RuntimeError):
-        if any(inner.instead is not None for inner in call.walk()):  # which the host's parts were not given
+        if any(inner.altered for inner in call.walk()):  # of which the host's parts know nothing
             raise
         return replay_whole(call, clean, roundoff, seed)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,24 +14,26 @@ from torch import nn
 from hal.structure import dotted
 from srdd.replay.capture import ModuleCall, map_tensors, record
 from srdd.replay.constants import constants_of
+from srdd.replay.module import ReplayDivergedError
 from srdd.replay.raised import Raise, raising
 
 AMPLIFICATION = -(2.0**6)  # of a submodule's input: larger than its data, and of the other sign
 TINY = 2.0**-10  # root mean square of a row whose square is what most normalisations add an epsilon to
 
-AMPLIFIED, SPIKED = "amplified and tiny part", "spiked part"
+AMPLIFIED, SPIKED, RAISED = "amplified and tiny part", "spiked part", "parts' results raised"
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 def run_part(layer: nn.Module, call: ModuleCall, device: torch.device, change: Change) -> list[ModuleCall]:
     """Call the module of `layer` that made `call` again on `device`, with its arguments but the activation changed, and
-    with what modules inside were given instead of theirs; returns what was recorded, one tree a call.
+    with what modules inside were given instead of theirs, or returned as stubs; returns what was recorded, one tree a
+    call. Raises ReplayDivergedError where it calls a stub more often than before.
     """
     part = layer.get_submodule(call.name)
     args, kwargs = _with_changed_activation(call, change, device)
     instead = {inner.name: inner.instead for inner in call.walk() if inner.instead is not None}
-    with record(part) as trees, ExitStack() as hooks:
+    with record(part) as trees, ExitStack() as hooks, _stubs(layer, call, device) as stubs:
         for name, value in instead.items():  # behind the recorder's hooks, which see what the caller hands over
             hook = partial(_given_instead, value)
             hooks.callback(layer.get_submodule(name).register_forward_pre_hook(hook).remove)
@@ -38,6 +41,7 @@ def run_part(layer: nn.Module, call: ModuleCall, device: torch.device, change: C
     renamed = [_renamed(tree, call.name) for tree in trees]
     for inner in (inner for tree in renamed for inner in tree.walk()):
         inner.instead = instead.get(inner.name)
+        inner.stub = inner.name in stubs
     return renamed
 
 
@@ -114,6 +118,30 @@ def _with_changed_activation(
 
 def _given_instead(value: torch.Tensor, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return value.to(args[0].device, args[0].dtype), *args[1:]  # which a detour may have changed
+
+
+@contextmanager
+def _stubs(layer: nn.Module, call: ModuleCall, device: torch.device) -> Iterator[set[str]]:
+    """Let the modules that are stubs in `call` return, each time, what they are told to; their names."""
+    outputs: dict[str, list[Any]] = defaultdict(list)
+    for inner in call.walk():
+        if inner.stub:
+            outputs[inner.name].append(map_tensors(inner.output, lambda tensor: tensor.to(device, copy=True)))
+    with ExitStack() as restored:
+        for name, values in outputs.items():
+            module = layer.get_submodule(name)
+            own = {key: value for key, value in vars(module).items() if key == "forward"}  # where it was patched
+            restored.callback(vars(module).update, own)
+            restored.callback(vars(module).pop, "forward")
+            module.forward = partial(_next_of, iter(values), name)
+        yield set(outputs)
+
+
+def _next_of(values: Iterator[Any], name: str, *_args: Any, **_kwargs: Any) -> Any:
+    value = next(values, values)
+    if value is values:
+        raise ReplayDivergedError(f"'{name}' was called more often than before")
+    return value
 
 
 def _renamed(tree: ModuleCall, prefix: str) -> ModuleCall:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from srdd.replay.capture import ModuleCall, tensors_in
+from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
 
 CROSSTALK = 16  # inputs to a unit raised in one row: the others come out at a quarter (standard deviation) of it
 WEAK = 0.05  # of the median square of a unit's weights
@@ -52,6 +52,22 @@ def with_units_raised(layer: nn.Module, call: ModuleCall) -> ModuleCall:
             rows = product(x.float().reshape(-1, x.shape[-1]), OUTSTANDING, torch.finfo(x.dtype).max / 64)
             return _with_input(call, last, rows.reshape(x.shape).to(x.dtype))
     return call
+
+
+def with_results_raised(call: ModuleCall) -> ModuleCall | None:
+    """The call of a module to be made again for its own arithmetic alone: its parts are stubs that return what they
+    returned, but the last to return a tensor like the module's own has each unit of it in some row far above all
+    others, and in another far below. None where no part did.
+    """
+    stubs = [replace(child, stub=True, children=[]) for child in call.children]
+    for output in tensors_in(call.output)[:1]:
+        top = OUTSTANDING * float(output.abs().max()) if output.numel() and output.dim() else 0.0
+        for stub in reversed(stubs):
+            like = [tensor for tensor in tensors_in(stub.output) if tensor.shape == output.shape]
+            if like and 0 < top < math.inf:
+                stub.output = map_tensors(stub.output, lambda x, like=like[0]: _each_way(x, top) if x is like else x)
+                return replace(call, children=stubs)
+    return None
 
 
 def _with_input(call: ModuleCall, inner: ModuleCall, value: torch.Tensor) -> ModuleCall:
@@ -105,6 +121,16 @@ def _by_elements(rows: torch.Tensor, factor: float, most: float) -> torch.Tensor
     units = torch.arange(width)
     raised[units % count, units] = min(factor * float(rows.abs().max()), most)
     return raised
+
+
+def _each_way(x: torch.Tensor, top: float) -> torch.Tensor:
+    """`x` with each unit `top` in some row, and minus `top` in another if there are two."""
+    rows = x.reshape(-1, x.shape[-1]).clone()
+    count, units = len(rows), torch.arange(rows.shape[-1])
+    top = min(top, torch.finfo(x.dtype).max / 64)
+    rows[(units + count // 2) % count, units] = -top
+    rows[units % count, units] = top
+    return rows.reshape(x.shape)
 
 
 def _on_host(weight: torch.Tensor) -> torch.Tensor:

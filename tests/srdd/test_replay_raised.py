@@ -13,7 +13,8 @@ import srdd
 from srdd.faults import Fault, simulate
 from srdd.replay.capture import ModuleCall, record
 from srdd.replay.part import run_part, unchanged
-from srdd.replay.raised import OUTSTANDING, raising, with_units_raised
+from srdd.replay.module import ReplayDivergedError
+from srdd.replay.raised import OUTSTANDING, raising, with_results_raised, with_units_raised
 
 MOST = 1e30
 
@@ -168,11 +169,83 @@ def test_a_single_number_has_no_units():
     assert with_units_raised(layer, own) is own
 
 
+class PostNorm(nn.Module):
+    """Whose every result lies within the square root of its units."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.norm = Block(), nn.LayerNorm(16)
+
+    def forward(self, x):
+        return self.norm(x + self.block(x))
+
+
+@pytest.mark.parametrize("layer", [Layer(), PostNorm()], ids=lambda layer: type(layer).__name__)
+def test_the_parts_of_a_layer_return_what_raises_each_unit_of_it_both_ways(layer):
+    own = call_of(layer, torch.randn(2, 32, 16))
+    raised = with_results_raised(own)
+    for module in layer.children():
+        module.register_forward_hook(lambda *_: called.append(True))
+    called = []
+    with torch.no_grad():
+        (tree,) = run_part(layer, raised, torch.device("cpu"), unchanged)
+    rows = tree.output.reshape(-1, 16)
+    largest = float(own.output.abs().max())
+    assert float(rows.amax(0).min()) > 0.9 * OUTSTANDING * largest
+    assert float(rows.amin(0).max()) < -0.9 * OUTSTANDING * largest
+    assert all(child.stub and not child.children for child in tree.children)
+    assert len(called) == len(tree.children)
+
+
+def test_stubs_compute_nothing_and_leave_the_module_as_it_was():
+    layer = Layer()
+    own = with_results_raised(call_of(layer, torch.randn(8, 16)))
+    patched = layer.block.forward = lambda x: pytest.fail("computed")
+    with torch.no_grad():
+        run_part(layer, own, torch.device("cpu"), unchanged)
+    assert layer.block.forward is patched
+    del layer.block.forward
+    with torch.no_grad():
+        run_part(layer, own, torch.device("cpu"), unchanged)
+    assert "forward" not in vars(layer.block)
+
+
+def test_a_stub_that_is_called_more_often_than_before_says_so():
+    layer = Layer()
+    own = with_results_raised(call_of(layer, torch.randn(8, 16)))
+    layer.forward = lambda x: layer.block(layer.block(x))
+    with pytest.raises(ReplayDivergedError, match="'block' was called more often"):
+        run_part(layer, own, torch.device("cpu"), unchanged)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Linear(8, 8), torch.randn(4, 8)),  # no parts
+        (nn.Sequential(nn.Linear(8, 4)), torch.full((4, 8), torch.nan)),
+        (nn.Sequential(nn.Linear(8, 4, bias=False)), torch.zeros(4, 8)),
+        (nn.Sequential(Loss()), torch.randn(4, 8)),
+    ],
+)
+def test_a_layer_without_results_to_raise_is_left_alone(layer, x):
+    assert with_results_raised(call_of(layer, x)) is None
+
+
 SITES = {
     "llama": ("self_attn", "mlp", "self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.act_fn", "mlp.down_proj"),
     "gpt2": ("attn", "mlp", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.act", "mlp.c_proj"),
     "bert": ("attention", "attention.output", "output.dense", "intermediate", "attention.self.query"),
 }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", SITES)
+def test_a_clamp_in_one_unit_of_a_layers_output_is_found(make_model, family, dtype):
+    model = make_model(family, layers=2, dtype=dtype)
+    for seed in range(4):
+        with simulate(model, [Fault(kind="saturation", layer=1, units=1, seed=seed)]):
+            found = srdd.scan(model).findings
+        assert [(finding.layer, finding.kind) for finding in found] == [(1, "saturation")], (seed, found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
