@@ -59,15 +59,21 @@ def with_results_raised(call: ModuleCall) -> ModuleCall | None:
     returned, but the last to return a tensor like the module's own has each unit of it in some row far above all
     others, and in another far below. None where no part did.
     """
+    output = next(iter(tensors_in(call.output)), None)
+    if output is None or not (output.dim() and output.numel()):
+        return None
+    top = OUTSTANDING * float(output.abs().max())
     stubs = [replace(child, stub=True, children=[]) for child in call.children]
-    for output in tensors_in(call.output)[:1]:
-        top = OUTSTANDING * float(output.abs().max()) if output.numel() and output.dim() else 0.0
-        for stub in reversed(stubs):
-            like = [tensor for tensor in tensors_in(stub.output) if tensor.shape == output.shape]
-            if like and 0 < top < math.inf:
-                stub.output = map_tensors(stub.output, lambda x, like=like[0]: _each_way(x, top) if x is like else x)
-                return replace(call, children=stubs)
+    for stub in reversed(stubs):
+        like = next((tensor for tensor in tensors_in(stub.output) if tensor.shape == output.shape), None)
+        if like is not None and 0 < top < math.inf:
+            stub.output = map_tensors(stub.output, partial(_instead_of, like, _each_way(like, top)))
+            return replace(call, children=stubs)
     return None
+
+
+def _instead_of(old: torch.Tensor, new: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    return new if tensor is old else tensor
 
 
 def _with_input(call: ModuleCall, inner: ModuleCall, value: torch.Tensor) -> ModuleCall:

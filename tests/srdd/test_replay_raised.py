@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 import srdd
 from srdd.faults import Fault, simulate
 from srdd.replay.capture import ModuleCall, record
-from srdd.replay.part import run_part, unchanged
 from srdd.replay.module import ReplayDivergedError
+from srdd.replay.part import run_part, unchanged
 from srdd.replay.raised import OUTSTANDING, raising, with_results_raised, with_units_raised
 
 MOST = 1e30
@@ -242,7 +242,7 @@ SITES = {
 @pytest.mark.parametrize("family", SITES)
 def test_a_clamp_in_one_unit_of_a_layers_output_is_found(make_model, family, dtype):
     model = make_model(family, layers=2, dtype=dtype)
-    for seed in range(4):
+    for seed in range(2):
         with simulate(model, [Fault(kind="saturation", layer=1, units=1, seed=seed)]):
             found = srdd.scan(model).findings
         assert [(finding.layer, finding.kind) for finding in found] == [(1, "saturation")], (seed, found)
