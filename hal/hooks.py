@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -33,8 +33,9 @@ class Hooks:
 
     def __init__(self, model: nn.Module) -> None:
         self.counts: Counter[str] = Counter()
+        self._model = model
         self._modules: dict[str, nn.Module] = dict(model.named_modules())
-        self._scopes: dict[str, OperatorScope] = {}
+        self._scopes: dict[tuple[str, bool], OperatorScope] = {}
         self._handles = ExitStack()
         self._ended = False
 
@@ -87,9 +88,9 @@ class Hooks:
 
         self._keep(self.module(site).register_forward_hook(hook))
 
-    def transform_operator(self, site: str, operator: str, function: TensorFunction) -> None:
+    def transform_operator(self, site: str, operator: str, function: TensorFunction, parts_too: bool = False) -> None:
         """Replace the result of every call of `operator` (a name of `hal.operators.OPERATORS`) made while the
-        module at `site` runs.
+        module at `site` runs; with `parts_too` also while a module inside it, and nowhere else, runs alone.
         """
         require_operator(operator)
         key = f"{site}:{operator}"
@@ -98,9 +99,11 @@ class Hooks:
             self.counts[key] += 1
             return _same_form(key, result, function(result))
 
-        if key not in self._scopes:
-            self._scopes[key] = self._scope(self.module(site), operator)
-        self._scopes[key].functions.append(counted)
+        if (key, parts_too) not in self._scopes:
+            self._scopes[key, parts_too] = self._scope(
+                self._below(site) if parts_too else [self.module(site)], operator
+            )
+        self._scopes[key, parts_too].functions.append(counted)
 
     def handle_operators(self, site: str, operators: Collection[str], handler: CallHandler) -> None:
         """Pass every call of `operators` made while the module at `site` runs through `handler`, which sees the
@@ -111,11 +114,19 @@ class Hooks:
             self._keep(module.register_forward_pre_hook(enter, with_kwargs=True))
             self._keep(module.register_forward_hook(leave, prepend=True, always_call=True))
 
-    def _scope(self, module: nn.Module, operator: str) -> OperatorScope:
+    def _scope(self, modules: Iterable[nn.Module], operator: str) -> OperatorScope:
         scope = OperatorScope(operator)
-        for handle in scope.attach(module):
-            self._keep(handle)
+        for module in modules:
+            for handle in scope.attach(module):
+                self._keep(handle)
         return scope
+
+    def _below(self, site: str) -> list[nn.Module]:
+        """The module at `site`, and those inside it that lie nowhere else too."""
+        places = self._model.named_modules(remove_duplicate=False)
+        elsewhere = {id(module) for name, module in places if site not in enclosing(name)}
+        outer = self.module(site)
+        return [outer, *(inner for inner in outer.modules() if inner is not outer and id(inner) not in elsewhere)]
 
     def module(self, site: str) -> nn.Module:
         """The module at `site`; raises HookError that lists what is there instead."""

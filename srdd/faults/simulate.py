@@ -93,6 +93,6 @@ def _attach(hooks: Hooks, changes: ExitStack, stack: LayerStack, entry: ActiveFa
     elif fault.parameter:
         changes.enter_context(corrupt_parameter(layer, hooks.module(site), site, fault.parameter, entry))
     elif fault.operator:
-        hooks.transform_operator(site, fault.operator, entry)
+        hooks.transform_operator(site, fault.operator, entry, parts_too=True)  # a scan runs them alone
     else:
         hooks.transform(site, entry, role="submodule" if fault.site else "layer")

@@ -342,6 +342,25 @@ def test_operator_is_transformed_inside_its_site_only(net, x):
         assert hooks.counts == {"layers.1:linear": 1}
 
 
+def test_operator_is_transformed_where_a_part_of_its_site_runs_alone_if_asked(net, x):
+    plain = [layer.proj(x) for layer in net.layers]
+    whole = net.layers[1](x)
+    with Hooks(net) as hooks:
+        hooks.transform_operator("layers.1", "linear", lambda h: h + 1, parts_too=True)
+        assert torch.equal(net.layers[1](x), whole + 1)
+        assert torch.equal(net.layers[1].proj(x), plain[1] + 1)
+        assert torch.equal(net.layers[2].proj(x), plain[2])
+
+
+def test_part_that_lies_in_two_sites_is_transformed_inside_the_one_asked_for_only(net, x):
+    net.layers[2].proj = net.layers[1].proj
+    plain = [layer(x) for layer in net.layers]
+    with Hooks(net) as hooks:
+        hooks.transform_operator("layers.1", "linear", lambda h: h + 1, parts_too=True)
+        assert not torch.equal(net.layers[1](x), plain[1])
+        assert torch.equal(net.layers[2](x), plain[2])
+
+
 def test_operator_transforms_on_one_site_compose_in_the_order_of_attachment(net, x):
     plain = net.layers[0](x)
     with Hooks(net) as hooks:

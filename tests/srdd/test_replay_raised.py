@@ -258,3 +258,11 @@ def test_a_clamp_in_one_unit_of_any_part_is_found(make_model, family, dtype):
         assert [finding.kind for finding in found] == ["saturation"], (site, found)
         assert found[0].layer == 1
         assert found[0].site.endswith(site), (site, found)
+
+
+@pytest.mark.parametrize("operator", ["silu", "attention", "linear"])
+def test_a_clamp_in_one_unit_of_an_operator_is_found(make_model, operator):
+    model = make_model("llama", layers=2)
+    with simulate(model, [Fault(kind="saturation", layer=1, operator=operator, units=1)]):
+        found = srdd.scan(model).findings
+    assert [(finding.layer, finding.operator, finding.kind) for finding in found] == [(1, operator, "saturation")]
