@@ -260,7 +260,7 @@ def test_a_clamp_in_one_unit_of_any_part_is_found(make_model, family, dtype):
         assert found[0].site.endswith(site), (site, found)
 
 
-@pytest.mark.parametrize("operator", ["silu", "attention", "linear"])
+@pytest.mark.parametrize("operator", ["silu", "linear"])
 def test_a_clamp_in_one_unit_of_an_operator_is_found(make_model, operator):
     model = make_model("llama", layers=2)
     with simulate(model, [Fault(kind="saturation", layer=1, operator=operator, units=1)]):
