@@ -57,6 +57,8 @@ def _unreplayed_kind(layer: LayerMeasurement, probes: Collection[str]) -> str:
     """The kind of a fault that host replay does not show."""
     if layer.checksum and "checksum" in probes and not layer.checksum.finite:
         return "non_finite"
+    if set(probes) == {"subnormals"}:
+        return "flush_subnormals"
     if "rounding_drift" in probes:
         return "rounding"
     if "multiplicity" in probes:

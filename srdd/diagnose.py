@@ -10,7 +10,7 @@ from statistics import median
 
 from srdd import thresholds
 from srdd.classify import layer_kind, telling_site, weight_kind
-from srdd.evidence import Evidence, carries_stream, known_differences, violating_sites, weigh
+from srdd.evidence import Evidence, in_common, known_differences, violating_sites, weigh
 from srdd.measurements import LayerMeasurement, Measurements, SiteReplay
 from srdd.site_names import OF_INPUT, lies_in
 from srdd.suggest import describe_constant, describe_damage, describe_factor, suggestion
@@ -58,10 +58,10 @@ def diagnose(measurements: Measurements) -> Diagnosis:
     """Judge every layer by the probes that apply to this architecture, rank what is found and label the rest.
     Each probe is local to its layer, so a fault does not make findings of the layers behind it.
     """
-    carries = carries_stream(measurements.layers)
+    common = in_common(measurements.layers)
     known = dict(measurements.known)
     rows = (*measurements.layers, *measurements.outside)
-    weighed = [weigh(row, carries, known) for row in rows]
+    weighed = [weigh(row, common, known) for row in rows]
     accused = [
         (row, [entry for entry in evidence if entry.excess > 1])
         for row, evidence in zip(rows, weighed, strict=True)
@@ -74,7 +74,7 @@ def diagnose(measurements: Measurements) -> Diagnosis:
     findings = tuple(_finding(rank, layer, alarms, known) for rank, (layer, alarms) in enumerate(accused, start=1))
     inside = [finding for finding, (row, _) in zip(findings, accused, strict=True) if row.is_layer]
     scores = tuple(evidence[0].excess if evidence else 0.0 for evidence in weighed[: len(measurements.layers)])
-    return Diagnosis(findings, _labels(measurements, inside), scores, _notes(measurements, carries))
+    return Diagnosis(findings, _labels(measurements, inside), scores, _notes(measurements, common.carries_stream))
 
 
 def place(finding: Finding, layers: Sequence[LayerMeasurement]) -> str:

@@ -31,18 +31,34 @@ class Evidence:
 _ARCHITECTURAL = ("scale", "corruption")
 
 
-def weigh(layer: LayerMeasurement, carries: bool, known: Collection[str] = ()) -> list[Evidence]:
-    """Everything that speaks for or against a fault at `layer`, strongest first. `carries` says whether the
-    pass-through probe applies to this architecture, `known` which operators differ on this backend for a reason.
+@dataclass(frozen=True)
+class Common:
+    """What most layers of a model do: `carries_stream`, so that the pass-through probe may accuse one that does not,
+    and `keeps_subnormals`.
+    """
+
+    carries_stream: bool
+    keeps_subnormals: bool
+
+
+def in_common(layers: Sequence[LayerMeasurement]) -> Common:
+    """What these layers of one model have in common."""
+    return Common(carries_stream(layers), keeps_subnormals(layers))
+
+
+def weigh(layer: LayerMeasurement, common: Common, known: Collection[str] = ()) -> list[Evidence]:
+    """Everything that speaks for or against a fault at `layer`, strongest first. `common` is what the model's layers
+    have in common, `known` which operators differ on this backend for a reason.
     """
     if layer.finite_input and not layer.finite_output:
         return [Evidence("finite", math.inf, 1.0), *_replay_evidence(layer, known), *_weight_evidence(layer)]
     weighed = [
         *_stability_evidence(layer),
-        *_pass_through_evidence(layer, carries),
+        *_pass_through_evidence(layer, common.carries_stream),
         *_shape_evidence(layer),
         *_cache_evidence(layer),
         *_checksum_evidence(layer),
+        *_subnormal_evidence(layer, common.keeps_subnormals),
         *_replay_evidence(layer, known),
         *_weight_evidence(layer),
     ]
@@ -62,6 +78,14 @@ def carries_stream(layers: Sequence[LayerMeasurement]) -> bool:
         return True
     damaged = [entry for entry in measured if entry not in clean and _carries_damaged(entry)]
     return 2 * (len(clean) + len(damaged)) > len(measured)
+
+
+def keeps_subnormals(layers: Sequence[LayerMeasurement]) -> bool:
+    """Whether at least half of the layers that were asked keep every subnormal number: kernels that flush them are no
+    fault, and would do so in all layers.
+    """
+    asked = [layer.subnormals for layer in layers if layer.subnormals is not None]
+    return 2 * sum(entry.flushed > 0 for entry in asked) <= len(asked)
 
 
 def tie_limit(expected: float) -> float:
@@ -140,6 +164,13 @@ def _checksum_evidence(layer: LayerMeasurement) -> list[Evidence]:
     if layer.checksum is None:
         return []
     return [Evidence("checksum", layer.checksum.residual, thresholds.CHECKSUM)]
+
+
+def _subnormal_evidence(layer: LayerMeasurement, keeps: bool) -> list[Evidence]:
+    """Of a layer whose larger numbers are right: what zeroes those too is no flush."""
+    if layer.subnormals is None or not keeps or violating_sites(layer):
+        return []
+    return [Evidence("subnormals", float(layer.subnormals.flushed), thresholds.FLUSHED)]
 
 
 def _zero_limit(shape: Shape) -> float:

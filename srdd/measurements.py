@@ -129,6 +129,16 @@ class Checksum:
 
 
 @dataclass(frozen=True)
+class Subnormals:
+    """How many results of a layer's own arithmetic were `asked` that should be subnormal numbers, and how many of them
+    were `flushed` to zero.
+    """
+
+    asked: int
+    flushed: int
+
+
+@dataclass(frozen=True)
 class WrongConstant:
     """A module's values are those of its code with the constant `name` at `acting` instead of as `configured`."""
 
@@ -185,8 +195,8 @@ class WeightDamage:
 class LayerMeasurement:
     """One row: everything measured at one layer. `finite_input` and `finite_output` say whether all its values
     were finite; where they were not, the probes are None. `kv_cache` is None for a layer without one and
-    `checksum`, the worst of its products, for one without linear modules, `replay` at level quick and `weights`
-    without a checkpoint.
+    `checksum`, the worst of its products, for one without linear modules, `replay` and `subnormals` at level quick
+    (the latter also where no result could be subnormal) and `weights` without a checkpoint.
     """
 
     index: int
@@ -199,6 +209,7 @@ class LayerMeasurement:
     pass_through: PassThrough | None = None
     kv_cache: CacheIntegrity | None = None
     checksum: Checksum | None = None
+    subnormals: Subnormals | None = None
     replay: tuple[SiteReplay, ...] | None = None
     weights: tuple[WeightDamage, ...] | None = None
 

@@ -7,6 +7,8 @@ from srdd.site_names import OF_INPUT, OF_OUTPUT
 
 _CAUSE = {
     "dead_zone": "small values come back as zero: suspect underflow, a 4-bit format or a flushed subnormal",
+    "flush_subnormals": "numbers below the smallest normal one come back as zero here and not in other layers: suspect "
+    "another rounding mode or kernel",
     "saturation": "large values are cut off: suspect an overflow mode, a clamp or a narrow accumulator",
     "bias": "a constant is added: suspect a rounding mode, a stale buffer or a wrong bias weight",
     "rounding": "roundings lean one way: suspect truncation instead of rounding to nearest",

@@ -26,6 +26,9 @@ CHECKSUM = 1.0
 # A cache returns what was stored, bit for bit: one differing unit is damage.
 CACHE_UNITS = 0.5
 
+# Sums of subnormal numbers are exact: one that comes back as zero was flushed.
+FLUSHED = 0.5
+
 # Weights are compared bit for bit: one differing element is damage.
 WEIGHT_ELEMENTS = 0.5
 

@@ -62,6 +62,7 @@ def measure_layer(
     finite = visit.finite_input and visit.finite_output
     samples = _sample(visit, groups if finite else set(), seed, replay if visit.finite_input else None, trials)
     weights = replay.weights(visit) if replay else None
+    subnormals = replay.subnormals(visit) if replay and finite else None
     sites = replay.finish(visit) if replay else None
     if not finite:
         return LayerMeasurement(
@@ -80,6 +81,7 @@ def measure_layer(
         pass_through=measure_pass_through(samples, asked) if "pass_through" in groups and one_stream else None,
         kv_cache=measure_kv_cache(visit) if "kv_cache" in groups else None,
         checksum=max(samples.products, key=lambda product: product.residual, default=None),
+        subnormals=subnormals,
         replay=sites,
         weights=weights,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from torch import nn
 
@@ -12,12 +13,15 @@ from hal.model_weights import WeightSource
 from hal.shipped_torch import replaced_in_torch
 from hal.skeleton import foreign_code
 from hal.structure import LayerStack
-from srdd.measurements import SiteReplay, WeightDamage
+from srdd.measurements import SiteReplay, Subnormals, WeightDamage
+from srdd.probes.samples import unit_roundoff
 from srdd.replay.capture import ModuleCall, record
 from srdd.replay.compare import Comparison
+from srdd.replay.module import replay_module
 from srdd.replay.part import AMPLIFIED, RAISED, SPIKED, excitations, run_part, unchanged
 from srdd.replay.raised import with_results_raised, with_units_raised
 from srdd.replay.sites import Part, SiteComparisons, coarsest_dtype, noted
+from srdd.replay.subnormal import count_flushed, flushes, subnormal, with_subnormal_results
 from srdd.replay.weights import damaged_weights
 from srdd.walk import LayerVisit
 
@@ -26,7 +30,8 @@ NAMED = 5  # replaced functions that a note names
 
 class HostReplay:
     """Compares every layer it is shown with a clean copy. `recording` wraps a device run of the layer, whose
-    calls are replayed when the block ends; `excite_submodules` adds runs of the layer's parts; `finish` gives
+    calls are replayed when the block ends; `excite_submodules` adds runs of the layer's parts, `subnormals` one of its
+    own arithmetic; `finish` gives
     the worst result of each site and forgets the layer.
     """
 
@@ -72,6 +77,23 @@ class HostReplay:
             return None
         parameters = {f"{visit.site}.{name}": value for name, value in visit.call.layer.named_parameters()}
         return tuple(damaged_weights(parameters, source))
+
+    def subnormals(self, visit: LayerVisit) -> Subnormals | None:
+        """What the layer's own arithmetic makes of subnormal numbers on the device; None where that cannot be asked,
+        and on a device that flushes them everywhere.
+        """
+        own, stream = self._own_run, visit.call.stream
+        if own is None or not own.children or self._comparisons(visit).whole(own.name):
+            return None
+        call = with_subnormal_results(own, self._seed)
+        if call is None or flushes(stream):
+            return None
+        with noted(self.notes, f"{visit.site}: not asked about subnormal numbers"):
+            change = partial(subnormal, seed=self._seed)
+            for tree in run_part(visit.call.layer, call, stream.device, change):
+                replay = replay_module(tree, self._clean_of(visit), unit_roundoff(stream.dtype), self._seed)
+                return count_flushed(replay)
+        return None
 
     def finish(self, visit: LayerVisit) -> tuple[SiteReplay, ...]:
         """The worst result of each site of the layer just replayed, the layer's own first."""

@@ -9,7 +9,7 @@ from statistics import median
 
 from srdd import thresholds
 from srdd.diagnose import kurtosis_edges
-from srdd.evidence import Evidence, carries_stream, weigh
+from srdd.evidence import Evidence, in_common, weigh
 from srdd.measurements import LayerMeasurement
 from srdd.report.model import Report
 
@@ -48,9 +48,9 @@ def series_of(report: Report) -> list[Series]:
 
 def _evidence_series(report: Report) -> list[Series]:
     layers = report.measurements.layers
-    carries = carries_stream(layers)
+    common = in_common(layers)
     known = dict(report.measurements.known)
-    weighed = [{entry.probe: entry for entry in weigh(layer, carries, known)} for layer in layers]
+    weighed = [{entry.probe: entry for entry in weigh(layer, common, known)} for layer in layers]
     probes = dict.fromkeys(probe for row in weighed for probe in row)
     order = [*(name for name in _WORDS if name in probes), *(name for name in probes if name not in _WORDS)]
     return [_one_probe(probe, [row.get(probe) for row in weighed]) for probe in order]
@@ -113,6 +113,7 @@ _WORDS = {
     "replay": ("Host replay", "Largest difference from the host's result, over what rounding may do."),
     "rounding_drift": ("Rounding drift", "How far values lean one way, in units of what chance allows."),
     "checksum": ("Checksum", "Row sums of matrix products against what they must be, over what rounding may do."),
+    "subnormals": ("Flushed numbers", "Subnormal results of the layer's own sums that came back as zero."),
     "kv_cache": ("Key-value cache", "Units that come back from the cache otherwise than they were stored."),
     "weights": ("Weights", "Elements in device memory that differ from the checkpoint."),
     "pass_through": ("Pass-through", "Largest change of an amplified input that no rounding explains."),

@@ -27,6 +27,7 @@ from srdd.measurements import (
     Shape,
     SiteReplay,
     Stability,
+    Subnormals,
     Transfer,
     WeightDamage,
     WrongConstant,
@@ -34,7 +35,7 @@ from srdd.measurements import (
 
 SCHEMA = "srdd-report/1"
 
-_PROBES = ("stability", "gain", "shape", "pass_through", "kv_cache", "checksum")
+_PROBES = ("stability", "gain", "shape", "pass_through", "kv_cache", "checksum", "subnormals")
 
 
 def to_document(
@@ -189,6 +190,7 @@ def _layer_from(row: dict[str, Any]) -> LayerMeasurement:
         pass_through=_with_transfer(PassThrough, measured["pass_through"]),
         kv_cache=_with_transfer(CacheIntegrity, measured["kv_cache"]),
         checksum=Checksum(**measured["checksum"]) if measured["checksum"] else None,
+        subnormals=Subnormals(**asked) if (asked := measured.get("subnormals")) else None,  # older reports: not asked
         **_comparisons_from(row),
     )
 

@@ -1,0 +1,61 @@
+"""Whether a layer's own arithmetic keeps subnormal numbers. Sums of them are exact, so that nothing but a flush makes
+zeros of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from hal.noise import stream_key, uniform
+from srdd.measurements import Subnormals
+from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
+from srdd.replay.module import Replay
+
+LEAST, MOST = 2.0**-4, 2.0**-3  # of the smallest normal number: eight such numbers add up to it, and bfloat16 has them
+ASKED = 2.0**-5  # of it: what is expected to be larger is no zero by rounding
+
+
+def with_subnormal_results(call: ModuleCall, seed: int) -> ModuleCall | None:
+    """The call of a module to be made again for its own arithmetic alone, its parts stubs that return subnormal numbers
+    where they returned a tensor like the module's own; None for one that returned none.
+    """
+    output = next(iter(tensors_in(call.output)), None)
+    if output is None or not output.dim():
+        return None
+    stubs = [
+        replace(child, stub=True, children=[], output=map_tensors(child.output, partial(_like, output, seed, number)))
+        for number, child in enumerate(call.children, start=1)
+    ]
+    return replace(call, children=stubs)
+
+
+def subnormal(x: torch.Tensor, seed: int, number: int = 0) -> torch.Tensor:
+    """Positive subnormal numbers of the dtype and shape of `x`, the draw called `number`."""
+    share = uniform(tuple(x.shape), seed=seed, stream=stream_key("srdd.subnormal", number), dtype=torch.float32)
+    wide = (LEAST + (MOST - LEAST) * share.double()) * torch.finfo(x.dtype).smallest_normal
+    return wide.to(x.dtype)
+
+
+def flushes(like: torch.Tensor) -> bool:
+    """Whether the device and dtype of `like` flush subnormal numbers in plain sums and products, as many do."""
+    x = torch.full((2**10,), LEAST * torch.finfo(like.dtype).smallest_normal, dtype=like.dtype).to(like.device)
+    return not bool(torch.stack([x + x, x * 0.5, x]).ne(0).all())
+
+
+def count_flushed(replay: Replay) -> Subnormals | None:
+    """Of the replayed values that should be subnormal, how many came back as zero; None where none should be."""
+    asked = flushed = 0
+    for exact, actual in replay.pairs():
+        smallest = torch.finfo(actual.dtype).smallest_normal
+        expected = (exact.abs() >= ASKED * smallest) & (exact.abs() < smallest)
+        asked += int(expected.sum())
+        flushed += int((expected & (actual.double() == 0)).sum())
+    return Subnormals(asked, flushed) if asked else None
+
+
+def _like(output: torch.Tensor, seed: int, number: int, tensor: torch.Tensor) -> torch.Tensor:
+    alike = tensor.is_floating_point() and tensor.shape == output.shape
+    return subnormal(tensor, seed, number) if alike else tensor
