@@ -141,6 +141,9 @@ def transfer_kind(entries: Sequence[Transfer]) -> str:
         explained["stuck_at"] -= 1 if explained["dead_zone"] else 0  # one input does not tell the two apart
     elif _same_bit_level(entries):
         explained["stuck_at"] = max(explained["stuck_at"], explained["bit_flip"])
+    elif 2 * explained["stuck_at"] >= explained["dead_zone"] and not any(entry.spared_large for entry in entries):
+        # An input that roundings nearly hide shows too few elements for a stuck value, and no larger one came through.
+        explained["stuck_at"] = max(explained["stuck_at"], explained["dead_zone"])
     best = max(_PRIORITY, key=lambda kind: (explained[kind], -_PRIORITY.index(kind)))
     if explained[best] and 2 * explained[best] >= len(entries):
         return best

@@ -92,3 +92,11 @@ def test_a_suggestion_is_one_line_that_names_the_place_and_the_next_step(kind):
 def test_the_thresholds_are_in_order():
     assert 1 < thresholds.UNSTABLE_UNIT < thresholds.UNSTABLE_ELEMENT
     assert 0 < thresholds.SPIKE_CHANGED < thresholds.COVERED < thresholds.PURE < 1
+
+
+def test_an_input_that_roundings_nearly_hide_does_not_make_a_stuck_zero_a_dead_zone():
+    stuck = replace(DEAD, coverage=0.9, constant=1.0, diverse=True)
+    hidden = replace(stuck, coverage=0.4)
+    assert transfer_kind([stuck, stuck, hidden]) == "stuck_at"
+    assert transfer_kind([stuck, stuck, replace(hidden, spared_large=True)]) == "dead_zone"
+    assert transfer_kind([stuck, hidden, hidden]) == "dead_zone"
