@@ -14,10 +14,8 @@ from hal.shipped_torch import replaced_in_torch
 from hal.skeleton import foreign_code
 from hal.structure import LayerStack
 from srdd.measurements import SiteReplay, Subnormals, WeightDamage
-from srdd.probes.samples import unit_roundoff
 from srdd.replay.capture import ModuleCall, record
 from srdd.replay.compare import Comparison
-from srdd.replay.module import replay_module
 from srdd.replay.part import AMPLIFIED, RAISED, SPIKED, excitations, run_part, unchanged
 from srdd.replay.raised import with_results_raised, with_units_raised
 from srdd.replay.sites import Part, SiteComparisons, coarsest_dtype, noted
@@ -91,8 +89,7 @@ class HostReplay:
         with noted(self.notes, f"{visit.site}: not asked about subnormal numbers"):
             change = partial(subnormal, seed=self._seed)
             for tree in run_part(visit.call.layer, call, stream.device, change):
-                replay = replay_module(tree, self._clean_of(visit), unit_roundoff(stream.dtype), self._seed)
-                return count_flushed(replay)
+                return count_flushed(tree, self._clean_of(visit))
         return None
 
     def finish(self, visit: LayerVisit) -> tuple[SiteReplay, ...]:

@@ -103,7 +103,7 @@ def replay_own(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -
     is the device's. Raises ReplayDivergedError, or what the module raises, where the calls do not match.
     """
     return _replay(
-        call, roundoff, seed, partial(_run_own, call, clean, clean.get_submodule(call.name)), _own_values(call)
+        call, roundoff, seed, partial(_run_own, call, clean, clean.get_submodule(call.name)), own_values(call)
     )
 
 
@@ -241,7 +241,8 @@ def _limits_of(dtype: torch.dtype) -> Iterator[None]:
         torch.finfo = limits  # type: ignore[misc]  # as above
 
 
-def _own_values(call: ModuleCall) -> list[torch.Tensor]:
+def own_values(call: ModuleCall) -> list[torch.Tensor]:
+    """What the device's module made by its own arithmetic: what it handed to each submodule, then what it returned."""
     return [*(tensor for child in call.children for tensor in child.handed()), *tensors_in(call.output)]
 
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import nn
 
 from hal.noise import stream_key, uniform
 from srdd.measurements import Subnormals
 from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
-from srdd.replay.module import Replay
+from srdd.replay.module import own_values, run_natively
 
 LEAST, MOST = 2.0**-4, 2.0**-3  # of the smallest normal number: eight such numbers add up to it, and bfloat16 has them
 ASKED = 2.0**-5  # of it: what is expected to be larger is no zero by rounding
@@ -45,14 +46,21 @@ def flushes(like: torch.Tensor) -> bool:
     return not bool(torch.stack([x + x, x * 0.5, x]).ne(0).all())
 
 
-def count_flushed(replay: Replay) -> Subnormals | None:
-    """Of the replayed values that should be subnormal, how many came back as zero; None where none should be."""
+def count_flushed(call: ModuleCall, clean: nn.Module) -> Subnormals | None:
+    """Of what the module of `call` made by its own arithmetic, how many values should be subnormal, as those are that
+    its copy below `clean` makes on the host in the same dtype, and how many of them came back as zero. None where none
+    should be, or where the arithmetic is more than sums and products, whose results IEEE 754 fixes.
+    """
+    native = run_natively(call, clean)
+    if native is None or not native.determined:
+        return None
     asked = flushed = 0
-    for exact, actual in replay.pairs():
+    for expected, actual in zip(native.values, own_values(call), strict=True):
         smallest = torch.finfo(actual.dtype).smallest_normal
-        expected = (exact.abs() >= ASKED * smallest) & (exact.abs() < smallest)
-        asked += int(expected.sum())
-        flushed += int((expected & (actual.double() == 0)).sum())
+        size = expected.double().abs()
+        subnormals = (size >= ASKED * smallest) & (size < smallest)
+        asked += int(subnormals.sum())
+        flushed += int((subnormals & (actual == 0)).sum())
     return Subnormals(asked, flushed) if asked else None
 
 

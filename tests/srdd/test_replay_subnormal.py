@@ -13,7 +13,6 @@ from srdd.diagnose import diagnose
 from srdd.faults import Fault, simulate
 from srdd.measurements import Subnormals
 from srdd.replay.capture import record
-from srdd.replay.module import replay_module
 from srdd.replay.part import run_part
 from srdd.replay.subnormal import count_flushed, flushes, subnormal, with_subnormal_results
 from tests.srdd.conftest import DEAD, healthy_stack, layer, replayed
@@ -48,7 +47,7 @@ def counted(device_layer, x):
     call = with_subnormal_results(trees[0], seed=0)
     with torch.no_grad():
         (tree,) = run_part(device_layer, call, torch.device("cpu"), lambda given: subnormal(given, seed=0))
-    return count_flushed(replay_module(tree, Residual().double(), 2.0**-24, 0))
+    return count_flushed(tree, type(device_layer)().double())
 
 
 def test_a_layer_that_adds_is_asked_for_each_element_it_hands_on_or_returns():
@@ -67,7 +66,16 @@ def test_a_part_that_returns_nothing_like_the_stream_is_not_asked():
     with torch.no_grad(), record(single) as trees:
         single(torch.randn(()).expand(8))
     assert with_subnormal_results(trees[0], seed=0) is not None
-    assert count_flushed(replay_module(trees[0], single.double(), 2.0**-24, 0)) is None
+    assert count_flushed(trees[0], single.double()) is None
+
+
+class Normed(Residual):
+    def forward(self, x):
+        return nn.functional.layer_norm(super().forward(x), (8,)) * torch.finfo(x.dtype).smallest_normal
+
+
+def test_arithmetic_that_may_round_in_several_ways_is_not_asked():
+    assert counted(Normed(), torch.randn(4, 8)) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
