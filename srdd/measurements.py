@@ -110,7 +110,7 @@ class PassThrough:
 @dataclass(frozen=True)
 class CacheIntegrity:
     """How keys and values read back from the cache differ from those stored: their `transfer`, which allows nothing,
-    and whether a second read `repeats` the first.
+    and whether a second read, made where the first differs, `repeats` it.
     """
 
     transfer: Transfer

@@ -15,7 +15,7 @@ from hal.errors import ModelError
 from hal.model_weights import ModelWeights
 from hal.structure import LayerStack, find_layer_stack
 from srdd.live.translate import Reference, translate
-from srdd.measurements import Subnormals, WeightDamage
+from srdd.measurements import WeightDamage
 from srdd.replay.arithmetic import WIDTH
 from srdd.replay.capture import ModuleCall
 from srdd.replay.compare import Comparison
@@ -69,12 +69,8 @@ class EngineReplay(HostReplay):
         self._reference = None
         return rows
 
-    def subnormals(self, visit: LayerVisit) -> Subnormals | None:
-        """None: an engine's layers add their stream up in fused kernels, inside their norms."""
-        return None
-
-    def _raise_results(self, visit: LayerVisit, own: ModuleCall) -> None:
-        """Not done, for the same reason."""
+    def _excite_own(self, visit: LayerVisit, own: ModuleCall) -> None:
+        """Not done: an engine's layers add their stream up in fused kernels, inside their norms."""
 
     def _ask_again(self, visit: LayerVisit) -> int:
         """Not done: the calls that differ are those of the reference, and the engine has other modules."""

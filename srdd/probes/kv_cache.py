@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from hal.errors import one_line
 from hal.kv_cache import Read, transform_cache
 from hal.memory import out_of_memory
-from srdd.measurements import CacheIntegrity
+from srdd.measurements import CacheIntegrity, Transfer
 from srdd.probes.samples import to_host, unit_roundoff
 from srdd.probes.transfer import describe_transfer
 from srdd.walk import LayerVisit
@@ -23,9 +23,10 @@ TOKENS = 9  # eight to fill the cache and one that reads them back
 
 
 def measure_kv_cache(visit: LayerVisit) -> CacheIntegrity | None:
-    """Run the layer on its first tokens with a cache, all but one and then that one, twice, and compare what it reads
-    with what it stored. None for a layer that takes no cache, does not use the one it is given (a recurrence beside
-    attention), wants one of its model's own making, or cannot be run on some of its tokens, which `visit.notes` says.
+    """Run the layer on its first tokens with a cache, all but one and then that one, and compare what it reads with
+    what it stored; where that differs, read it again. None for a layer that takes no cache, does not use the one it is
+    given (a recurrence beside attention), wants one of its model's own making, or cannot be run on some of its tokens,
+    which `visit.notes` says.
     """
     if not visit.call.takes_cache():
         return None
@@ -44,7 +45,8 @@ def measure_kv_cache(visit: LayerVisit) -> CacheIntegrity | None:
             visit.run_part(0, tokens - 1, cache)
             again = copy.deepcopy(cache)
             visit.run_part(tokens - 1, tokens, cache)
-            visit.run_part(tokens - 1, tokens, again)
+            if len(accesses) == 2 and _transfer(accesses).violation > 0:
+                visit.run_part(tokens - 1, tokens, again)
     except (AttributeError, TypeError, ValueError, LookupError):
         return None  # a cache that this architecture does not know
     except RuntimeError as error:
@@ -52,7 +54,7 @@ def measure_kv_cache(visit: LayerVisit) -> CacheIntegrity | None:
             raise
         visit.notes.append(f"{visit.site}: key-value cache not probed: {one_line(error)}")
         return None
-    return _compare(accesses) if len(accesses) == 3 else None
+    return _compare(accesses) if len(accesses) in (2, 3) else None
 
 
 def _config(layer: nn.Module) -> Any:
@@ -68,15 +70,24 @@ def _windows(cache: DynamicCache) -> list[int]:
 
 
 def _compare(accesses: Sequence[tuple[Read, Read]]) -> CacheIntegrity:
-    (filled, _), (added, read), (_, again) = accesses
+    """What the first read gave, and whether the second, if there was one, gave the same."""
+    (_, read), *others = accesses[1:]
+    return CacheIntegrity(
+        transfer=_transfer(accesses),
+        repeats=all(
+            np.array_equal(to_host(one), to_host(two), equal_nan=True)
+            for _, again in others
+            for one, two in zip(read, again, strict=True)
+        ),
+    )
+
+
+def _transfer(accesses: Sequence[tuple[Read, Read]]) -> Transfer:
+    """How keys and values come back when they are read first."""
+    (filled, _), (added, read) = accesses[:2]
     stored = [torch.cat((old, new), dim=-2) for old, new in zip(filled, added, strict=True)]
     transfers = [
         describe_transfer(to_host(put), to_host(got), np.zeros(1), unit_roundoff(put.dtype))
         for put, got in zip(stored, read, strict=True)
     ]
-    return CacheIntegrity(
-        transfer=max(transfers, key=lambda transfer: transfer.violation),
-        repeats=all(
-            np.array_equal(to_host(one), to_host(two), equal_nan=True) for one, two in zip(read, again, strict=True)
-        ),
-    )
+    return max(transfers, key=lambda transfer: transfer.violation)

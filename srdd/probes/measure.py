@@ -62,7 +62,7 @@ def measure_layer(
     finite = visit.finite_input and visit.finite_output
     samples = _sample(visit, groups if finite else set(), seed, replay if visit.finite_input else None, trials)
     weights = replay.weights(visit) if replay else None
-    subnormals = replay.subnormals(visit) if replay and finite else None
+    subnormals = replay.subnormals if replay else None
     sites = replay.finish(visit) if replay else None
     if not finite:
         return LayerMeasurement(

@@ -19,7 +19,7 @@ from srdd.replay.compare import Comparison
 from srdd.replay.part import AMPLIFIED, RAISED, SPIKED, excitations, run_part, unchanged
 from srdd.replay.raised import with_results_raised, with_units_raised
 from srdd.replay.sites import Part, SiteComparisons, coarsest_dtype, noted
-from srdd.replay.subnormal import count_flushed, flushes, subnormal, with_subnormal_results
+from srdd.replay.subnormal import count_flushed, flushes, subnormal_rows, with_subnormal_results
 from srdd.replay.weights import damaged_weights
 from srdd.walk import LayerVisit
 
@@ -28,8 +28,8 @@ NAMED = 5  # replaced functions that a note names
 
 class HostReplay:
     """Compares every layer it is shown with a clean copy. `recording` wraps a device run of the layer, whose
-    calls are replayed when the block ends; `excite_submodules` adds runs of the layer's parts, `subnormals` one of its
-    own arithmetic; `finish` gives
+    calls are replayed when the block ends; `excite_submodules` adds runs of the layer's parts and one of its own
+    arithmetic, which sets `subnormals`; `finish` gives
     the worst result of each site and forgets the layer.
     """
 
@@ -40,6 +40,7 @@ class HostReplay:
         self._sites: SiteComparisons | None = None
         self._clean: nn.Module | None = None
         self._own_run: ModuleCall | None = None
+        self.subnormals: Subnormals | None = None
 
     @contextmanager
     def recording(self, visit: LayerVisit, excitation: str) -> Iterator[None]:
@@ -65,7 +66,7 @@ class HostReplay:
         for call in self._own_run.children:
             whole = self._comparisons(visit).whole(call.name)
             self._excite(visit, call if whole else with_units_raised(visit.call.layer, call), SPIKED)
-        self._raise_results(visit, self._own_run)
+        self._excite_own(visit, self._own_run)
         return 2 + self._ask_again(visit)
 
     def weights(self, visit: LayerVisit) -> tuple[WeightDamage, ...] | None:
@@ -76,27 +77,11 @@ class HostReplay:
         parameters = {f"{visit.site}.{name}": value for name, value in visit.call.layer.named_parameters()}
         return tuple(damaged_weights(parameters, source))
 
-    def subnormals(self, visit: LayerVisit) -> Subnormals | None:
-        """What the layer's own arithmetic makes of subnormal numbers on the device; None where that cannot be asked,
-        and on a device that flushes them everywhere.
-        """
-        own, stream = self._own_run, visit.call.stream
-        if own is None or not own.children or self._comparisons(visit).whole(own.name):
-            return None
-        call = with_subnormal_results(own, self._seed)
-        if call is None or flushes(stream):
-            return None
-        with noted(self.notes, f"{visit.site}: not asked about subnormal numbers"):
-            change = partial(subnormal, seed=self._seed)
-            for tree in run_part(visit.call.layer, call, stream.device, change):
-                return count_flushed(tree, self._clean_of(visit))
-        return None
-
     def finish(self, visit: LayerVisit) -> tuple[SiteReplay, ...]:
         """The worst result of each site of the layer just replayed, the layer's own first."""
         rows = self._sites.rows() if self._sites else ()
         self.notes.extend(self._sites.notes if self._sites else ())
-        self._sites, self._clean, self._own_run = None, None, None
+        self._sites, self._clean, self._own_run, self.subnormals = None, None, None, None
         return rows
 
     def _excite(self, visit: LayerVisit, call: ModuleCall, name: str) -> None:
@@ -104,14 +89,21 @@ class HostReplay:
         for tree in run_part(layer, call, stream.device, excitations(layer, call, stream.dtype)[name]):
             self._compare_tree(visit, tree, name)
 
-    def _raise_results(self, visit: LayerVisit, own: ModuleCall) -> None:
-        """Run the layer's own arithmetic, and nothing below it, on results that bring each unit of the stream up."""
-        raised = None if self._comparisons(visit).whole(own.name) else with_results_raised(own)
-        if raised is None:
+    def _excite_own(self, visit: LayerVisit, own: ModuleCall) -> None:
+        """Run the layer's own arithmetic, and nothing below it, on results that bring each unit of the stream up, and
+        on subnormal numbers where the device keeps them.
+        """
+        call = None if self._comparisons(visit).whole(own.name) else with_results_raised(own)
+        if call is None:
             return
-        with noted(self.notes, f"{visit.site}: not run on raised results of its parts"):
-            for tree in run_part(visit.call.layer, raised, visit.call.stream.device, unchanged):
+        layer, stream, change = visit.call.layer, visit.call.stream, unchanged
+        asked = not flushes(stream)
+        if asked:
+            call, change = with_subnormal_results(call, self._seed), partial(subnormal_rows, seed=self._seed)
+        with noted(self.notes, f"{visit.site}: its own arithmetic not run alone"):
+            for tree in run_part(layer, call, stream.device, change):
                 self._compare_tree(visit, tree, RAISED)
+                self.subnormals = count_flushed(tree, self._clean_of(visit)) if asked else None
 
     def _ask_again(self, visit: LayerVisit) -> int:
         """Call each module that differs once more; returns how many times the layer's work was done, at most."""

@@ -56,8 +56,8 @@ def with_units_raised(layer: nn.Module, call: ModuleCall) -> ModuleCall:
 
 def with_results_raised(call: ModuleCall) -> ModuleCall | None:
     """The call of a module to be made again for its own arithmetic alone: its parts are stubs that return what they
-    returned, but the last to return a tensor like the module's own has each unit of it in some row far above all
-    others, and in another far below. None where no part did.
+    returned, but the last to return a tensor like the module's own has each unit of it far above all others in one
+    of its even rows, and far below in another. None where no part did.
     """
     output = next(iter(tensors_in(call.output)), None)
     if output is None or not (output.dim() and output.numel()):
@@ -130,12 +130,12 @@ def _by_elements(rows: torch.Tensor, factor: float, most: float) -> torch.Tensor
 
 
 def _each_way(x: torch.Tensor, top: float) -> torch.Tensor:
-    """`x` with each unit `top` in some row, and minus `top` in another if there are two."""
+    """`x` with each unit `top` in one of its even rows, and minus `top` in another if there are two."""
     rows = x.reshape(-1, x.shape[-1]).clone()
-    count, units = len(rows), torch.arange(rows.shape[-1])
+    count, units = -(-len(rows) // 2), torch.arange(rows.shape[-1])
     top = min(top, torch.finfo(x.dtype).max / 64)
-    rows[(units + count // 2) % count, units] = -top
-    rows[units % count, units] = top
+    rows[2 * ((units + count // 2) % count), units] = -top
+    rows[2 * (units % count), units] = top
     return rows.reshape(x.shape)
 
 

@@ -19,25 +19,24 @@ LEAST, MOST = 2.0**-4, 2.0**-3  # of the smallest normal number: eight such numb
 ASKED = 2.0**-5  # of it: what is expected to be larger is no zero by rounding
 
 
-def with_subnormal_results(call: ModuleCall, seed: int) -> ModuleCall | None:
-    """The call of a module to be made again for its own arithmetic alone, its parts stubs that return subnormal numbers
-    where they returned a tensor like the module's own; None for one that returned none.
+def with_subnormal_results(call: ModuleCall, seed: int) -> ModuleCall:
+    """The call of a module whose parts are stubs, with subnormal numbers in the odd rows of each tensor like the
+    module's own that they return.
     """
-    output = next(iter(tensors_in(call.output)), None)
-    if output is None or not output.dim():
-        return None
     stubs = [
-        replace(child, stub=True, children=[], output=map_tensors(child.output, partial(_like, output, seed, number)))
-        for number, child in enumerate(call.children, start=1)
+        replace(stub, output=map_tensors(stub.output, partial(_if_like, call, seed, number)))
+        for number, stub in enumerate(call.children, start=1)
     ]
     return replace(call, children=stubs)
 
 
-def subnormal(x: torch.Tensor, seed: int, number: int = 0) -> torch.Tensor:
-    """Positive subnormal numbers of the dtype and shape of `x`, the draw called `number`."""
-    share = uniform(tuple(x.shape), seed=seed, stream=stream_key("srdd.subnormal", number), dtype=torch.float32)
+def subnormal_rows(x: torch.Tensor, seed: int, number: int = 0) -> torch.Tensor:
+    """`x` with positive subnormal numbers of its dtype in its odd rows, the draw called `number`."""
+    rows = x.reshape(-1, x.shape[-1]).clone()
+    share = uniform(tuple(rows[1::2].shape), seed=seed, stream=stream_key("srdd.subnormal", number))
     wide = (LEAST + (MOST - LEAST) * share.double()) * torch.finfo(x.dtype).smallest_normal
-    return wide.to(x.dtype)
+    rows[1::2] = wide.to(x.dtype)
+    return rows.reshape(x.shape)
 
 
 def flushes(like: torch.Tensor) -> bool:
@@ -64,6 +63,6 @@ def count_flushed(call: ModuleCall, clean: nn.Module) -> Subnormals | None:
     return Subnormals(asked, flushed) if asked else None
 
 
-def _like(output: torch.Tensor, seed: int, number: int, tensor: torch.Tensor) -> torch.Tensor:
-    alike = tensor.is_floating_point() and tensor.shape == output.shape
-    return subnormal(tensor, seed, number) if alike else tensor
+def _if_like(call: ModuleCall, seed: int, number: int, tensor: torch.Tensor) -> torch.Tensor:
+    alike = tensor.is_floating_point() and tensor.shape == tensors_in(call.output)[0].shape
+    return subnormal_rows(tensor, seed, number) if alike else tensor
