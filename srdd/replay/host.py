@@ -29,8 +29,7 @@ NAMED = 5  # replaced functions that a note names
 class HostReplay:
     """Compares every layer it is shown with a clean copy. `recording` wraps a device run of the layer, whose
     calls are replayed when the block ends; `excite_submodules` adds runs of the layer's parts and one of its own
-    arithmetic, which sets `subnormals`; `finish` gives
-    the worst result of each site and forgets the layer.
+    arithmetic, which sets `subnormals`; `finish` gives the worst result of each site and forgets the layer.
     """
 
     def __init__(self, model: nn.Module, stack: LayerStack, weights: WeightSource | None, seed: int) -> None:

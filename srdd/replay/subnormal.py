@@ -1,6 +1,4 @@
-"""Whether a layer's own arithmetic keeps subnormal numbers. Sums of them are exact, so that nothing but a flush makes
-zeros of them.
-"""
+"""Whether a layer's own arithmetic keeps subnormal numbers, whose sums are exact: only a flush makes zeros of them."""
 
 from __future__ import annotations
 
