@@ -41,8 +41,8 @@ class Fault:
 
     Where: `layer` counts from 0; `site` is a module below the layer ("mlp.down_proj"), "kv_cache" for what attention
     reads back from its cache, empty for the layer's own output; with layer None, `site` is the full name of a module
-    outside the layers ("lm_head"); `operator` limits it to one operator inside that
-    site, also where a part of the site runs alone; `parameter` puts it on the site's weights ("weight") instead of its output.
+    outside the layers ("lm_head"); `operator` limits it to one operator inside that site, also where a part of the
+    site runs alone; `parameter` puts it on the site's weights ("weight") instead of its output.
 
     Which elements: `sparsity` is the share hit and `units` their number (which wins), of what `scope` names: hidden
     "units"; "rows" (tokens), "lanes" (units) or "addresses" (elements) that repeat with `period`; or single
