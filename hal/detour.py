@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hal.calls import activation, moved
 from hal.errors import ModelError
-from hal.hooks import module_at
+from hal.hooks import module_at, parts_of
 from hal.model_weights import WeightSource
 from hal.operators import OPERATORS, ModeScope, require_operator
 from hal.structure import dotted
@@ -52,9 +52,10 @@ def detour(
     """Within the block, run the module `site` of `model` (a layer, or a part of one) in `dtype`, on its own device or
     on the host: what goes in is cast there, what comes out is cast back. Its parameters are replaced by those of
     `weights`, of a checkpoint for example, or by casts of its own. With `operator`, the calls of that operator inside
-    the module are what takes the detour, with the operands they are given. Hooks on the module and inside it run as
-    ever and see what is computed in `dtype`. Afterwards, also after an exception, the model is as before, to the very
-    parameter. Raises HookError for a site or operator that does not exist and ModelError for quantised parameters.
+    the module, or a part of it that runs alone, are what takes the detour, with the operands they are given. Hooks on
+    the module and inside it run as ever and see what is computed in `dtype`. Afterwards, also after an exception, the
+    model is as before, to the very parameter. Raises HookError for a site or operator that does not exist and
+    ModelError for quantised parameters.
     """
     module = module_at(dict(model.named_modules()), site)
     taken = Detour()
@@ -63,8 +64,10 @@ def detour(
         restore.callback(_on_host.reset, _on_host.set(_on_host.get()))
         if operator:
             require_operator(operator)
-            for handle in ModeScope(_OperatorDetour(operator, road)).attach(module):
-                restore.callback(handle.remove)
+            scope = ModeScope(_OperatorDetour(operator, road))
+            for part in parts_of(model, site):
+                for handle in scope.attach(part):
+                    restore.callback(handle.remove)
         else:
             restore.callback(_ModuleDetour(module, road).remove)
             _replace_parameters(module, site, road, weights, restore)

@@ -100,9 +100,8 @@ class Hooks:
             return _same_form(key, result, function(result))
 
         if (key, parts_too) not in self._scopes:
-            self._scopes[key, parts_too] = self._scope(
-                self._below(site) if parts_too else [self.module(site)], operator
-            )
+            module = self.module(site)
+            self._scopes[key, parts_too] = self._scope(parts_of(self._model, site) if parts_too else [module], operator)
         self._scopes[key, parts_too].functions.append(counted)
 
     def handle_operators(self, site: str, operators: Collection[str], handler: CallHandler) -> None:
@@ -121,13 +120,6 @@ class Hooks:
                 self._keep(handle)
         return scope
 
-    def _below(self, site: str) -> list[nn.Module]:
-        """The module at `site`, and those inside it that lie nowhere else too."""
-        places = self._model.named_modules(remove_duplicate=False)
-        elsewhere = {id(module) for name, module in places if site not in enclosing(name)}
-        outer = self.module(site)
-        return [outer, *(inner for inner in outer.modules() if inner is not outer and id(inner) not in elsewhere)]
-
     def module(self, site: str) -> nn.Module:
         """The module at `site`; raises HookError that lists what is there instead."""
         if self._ended:
@@ -143,6 +135,14 @@ def module_at(modules: Mapping[str, nn.Module], site: str) -> nn.Module:
     if site not in modules:
         raise HookError(f"the model has no module '{site}'; {_nearest(site, modules)}")
     return modules[site]
+
+
+def parts_of(model: nn.Module, site: str) -> list[nn.Module]:
+    """The module at `site` of `model`, and those inside it that lie nowhere else. Raises HookError as `module_at`."""
+    places = list(model.named_modules(remove_duplicate=False))
+    outer = module_at(dict(places), site)
+    elsewhere = {id(module) for name, module in places if site not in enclosing(name)}
+    return [outer, *(inner for inner in outer.modules() if inner is not outer and id(inner) not in elsewhere)]
 
 
 def _same_form(site: str, before: torch.Tensor, after: Any) -> torch.Tensor:

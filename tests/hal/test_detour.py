@@ -152,6 +152,15 @@ def test_an_operator_alone_takes_the_detour(model, operator):
     assert model.model.layers[1].mlp.up_proj.weight.dtype == torch.bfloat16
 
 
+def test_an_operator_takes_the_detour_where_a_part_of_its_site_runs_alone(model):
+    x = torch.linspace(-4, 4, 64, dtype=torch.bfloat16)
+    layers = model.model.layers
+    with detour(model, "model.layers.1.mlp", "silu") as taken:
+        layers[1].mlp.act_fn(x)
+        layers[2].mlp.act_fn(x)
+    assert taken.calls == 1
+
+
 def test_code_knows_whether_it_runs_on_the_host(model):
     places = []
     sites = ("model.layers.1", "model.layers.1.mlp.act_fn", "model.layers.2")
