@@ -1,11 +1,12 @@
 """How many forward passes a scan of the device takes, beside the earlier procedure of 11 for each layer.
 
-The earlier procedure judges one layer at a time and runs the whole model for every number it needs: 11 passes a
-layer, 308 at 28 layers. Its documents give the sum; the division here is ours: one reference, four repeats
-(instability), three random perturbations of the layer's input (gain), three offsets (minimum and maximum gain). Both
-are counted the same way, by the rows that the layers' innermost modules were really given, over those of one pass. Host
-replay runs on the host's copies and adds none; its time is the difference between the two levels. Exit code 1 when the
-earlier procedure takes less than `--least` times the passes of the full scan.
+The earlier procedure judges one layer at a time and runs the whole model for every number it needs: 11 passes a layer,
+308 at 28 layers. Its documents give the sum; the division here is ours: one reference, four repeats (instability),
+three random perturbations of the layer's input (gain), three offsets (minimum and maximum gain). Both are counted the
+same way, by the rows that the layers' innermost modules were really given, over those of one pass; the norms that a
+scan calls as stubs count, though they compute nothing. Host replay runs on the host's copies and adds none; its time is
+the difference between the two levels. Exit code 1 when the earlier procedure takes less than `--least` times the passes
+of the full scan.
 """
 
 from __future__ import annotations
