@@ -57,7 +57,7 @@ def main() -> int:
         fewer, faster = before.forwards / cost.forwards, before.seconds / cost.seconds
         print(f"{name:<18} {cost.forwards:>9.2f} {fewer:>7.1f}x {cost.seconds:>9.1f} {faster:>7.2f}x")
     replay = costs["scan, full"].seconds - costs["scan, quick"].seconds
-    print(f"of the full scan, host replay and its two device runs: {replay:.1f} s")
+    print(f"of the full scan, host replay and its device runs: {replay:.1f} s")
     return int(before.forwards / costs["scan, full"].forwards < options.least)
 
 

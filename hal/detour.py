@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hal.calls import activation, moved
 from hal.errors import ModelError
-from hal.hooks import module_at, parts_of
+from hal.hooks import parts_of
 from hal.model_weights import WeightSource
 from hal.operators import OPERATORS, ModeScope, require_operator
 from hal.structure import dotted
@@ -57,17 +57,15 @@ def detour(
     model is as before, to the very parameter. Raises HookError for a site or operator that does not exist and
     ModelError for quantised parameters.
     """
-    module = module_at(dict(model.named_modules()), site)
+    module, *inner = parts_of(model, site)
     taken = Detour()
     road = _Road(dtype, host, taken)
     with ExitStack() as restore:
         restore.callback(_on_host.reset, _on_host.set(_on_host.get()))
         if operator:
             require_operator(operator)
-            scope = ModeScope(_OperatorDetour(operator, road))
-            for part in parts_of(model, site):
-                for handle in scope.attach(part):
-                    restore.callback(handle.remove)
+            for handle in ModeScope(_OperatorDetour(operator, road)).attach([module, *inner]):
+                restore.callback(handle.remove)
         else:
             restore.callback(_ModuleDetour(module, road).remove)
             _replace_parameters(module, site, road, weights, restore)

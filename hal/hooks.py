@@ -115,9 +115,8 @@ class Hooks:
 
     def _scope(self, modules: Iterable[nn.Module], operator: str) -> OperatorScope:
         scope = OperatorScope(operator)
-        for module in modules:
-            for handle in scope.attach(module):
-                self._keep(handle)
+        for handle in scope.attach(modules):
+            self._keep(handle)
         return scope
 
     def module(self, site: str) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -77,14 +77,15 @@ class ModeScope:
         self._active = ExitStack()
         self._depth = 0
 
-    def attach(self, module: nn.Module) -> list[RemovableHandle]:
-        """Put the hooks on `module`; the scope lasts until they are removed."""
-        return [
-            module.register_forward_pre_hook(self.enter),
+    def attach(self, modules: Iterable[nn.Module]) -> list[RemovableHandle]:
+        """Put the hooks on `modules`, which may lie in one another; the scope lasts until they are removed."""
+        handles = []
+        for module in modules:
+            handles.append(module.register_forward_pre_hook(self.enter))
             # Before the other forward hooks, whose own operators are not the module's; always_call, because the
             # scope must end even when the module raises.
-            module.register_forward_hook(self.leave, prepend=True, always_call=True),
-        ]
+            handles.append(module.register_forward_hook(self.leave, prepend=True, always_call=True))
+        return handles
 
     def enter(self, _module: nn.Module, _args: Any) -> None:
         """Begin, as a forward pre-hook."""

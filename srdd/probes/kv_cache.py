@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from hal.errors import one_line
 from hal.kv_cache import Read, transform_cache
 from hal.memory import out_of_memory
-from srdd.measurements import CacheIntegrity, Transfer
+from srdd.measurements import CacheIntegrity
 from srdd.probes.samples import to_host, unit_roundoff
 from srdd.probes.transfer import describe_transfer
 from srdd.walk import LayerVisit
@@ -45,7 +45,7 @@ def measure_kv_cache(visit: LayerVisit) -> CacheIntegrity | None:
             visit.run_part(0, tokens - 1, cache)
             again = copy.deepcopy(cache)
             visit.run_part(tokens - 1, tokens, cache)
-            if len(accesses) == 2 and _transfer(accesses).violation > 0:
+            if len(accesses) == 2 and not _intact(accesses):
                 visit.run_part(tokens - 1, tokens, again)
     except (AttributeError, TypeError, ValueError, LookupError):
         return None  # a cache that this architecture does not know
@@ -69,25 +69,29 @@ def _windows(cache: DynamicCache) -> list[int]:
     return [layer.sliding_window for layer in cache.layers if hasattr(layer, "sliding_window")]
 
 
+def _stored(accesses: Sequence[tuple[Read, Read]]) -> list[torch.Tensor]:
+    """The keys and values that the first read should give back."""
+    (filled, _), (added, _) = accesses[:2]
+    return [torch.cat((old, new), dim=-2) for old, new in zip(filled, added, strict=True)]
+
+
+def _intact(accesses: Sequence[tuple[Read, Read]]) -> bool:
+    """Whether it gave them back."""
+    return all(torch.equal(put, got) for put, got in zip(_stored(accesses), accesses[1][1], strict=True))
+
+
 def _compare(accesses: Sequence[tuple[Read, Read]]) -> CacheIntegrity:
     """What the first read gave, and whether the second, if there was one, gave the same."""
     (_, read), *others = accesses[1:]
+    transfers = [
+        describe_transfer(to_host(put), to_host(got), np.zeros(1), unit_roundoff(put.dtype))
+        for put, got in zip(_stored(accesses), read, strict=True)
+    ]
     return CacheIntegrity(
-        transfer=_transfer(accesses),
+        transfer=max(transfers, key=lambda transfer: transfer.violation),
         repeats=all(
             np.array_equal(to_host(one), to_host(two), equal_nan=True)
             for _, again in others
             for one, two in zip(read, again, strict=True)
         ),
     )
-
-
-def _transfer(accesses: Sequence[tuple[Read, Read]]) -> Transfer:
-    """How keys and values come back when they are read first."""
-    (filled, _), (added, read) = accesses[:2]
-    stored = [torch.cat((old, new), dim=-2) for old, new in zip(filled, added, strict=True)]
-    transfers = [
-        describe_transfer(to_host(put), to_host(got), np.zeros(1), unit_roundoff(put.dtype))
-        for put, got in zip(stored, read, strict=True)
-    ]
-    return max(transfers, key=lambda transfer: transfer.violation)

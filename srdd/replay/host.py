@@ -53,9 +53,9 @@ class HostReplay:
 
     def excite_submodules(self, visit: LayerVisit) -> int:
         """Run each innermost module of the layer on its own input with rows amplified, rows made tiny and rows that
-        raise its units, and each direct part on a spiked one and with its last product's units raised, and replay those
-        runs. A module that differs is asked again, to see whether it errs in the same way. Returns how many times the
-        layer's work was done, at most.
+        raise its units, each direct part on a spiked one and with its last product's units raised, and the layer's own
+        arithmetic alone, and replay those runs. A module that differs is asked again, to see whether it errs in the
+        same way. Returns how many times the layer's work was done, at most.
         """
         if self._own_run is None:
             return 0

@@ -24,6 +24,7 @@ from srdd.probes.samples import least_rounding
 from srdd.replay.accumulation import product_spread
 from srdd.replay.arithmetic import LARGE, Draw, OnlyIEEE, RoundingSpread, WideArithmetic, accumulator_limit, widened
 from srdd.replay.capture import ModuleCall, map_tensors, tensors_in, where_given
+from srdd.replay.forwards import forwards_replaced
 
 # What masks are filled with.
 _MASKED = (-math.inf, torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min)
@@ -257,14 +258,11 @@ def _substituted(
     for position, child in enumerate(call.children):
         queues[child.name].append(position)
     handed: dict[int, list[torch.Tensor]] = {}
-    submodules = {name: clean.get_submodule(name) for name in queues}
-    try:
-        for name, module in submodules.items():
-            module.forward = _stand_in(call, queues[name], handed, returned)
+    stand_ins = {
+        clean.get_submodule(name): _stand_in(call, positions, handed, returned) for name, positions in queues.items()
+    }
+    with forwards_replaced(stand_ins):
         yield handed
-    finally:
-        for module in submodules.values():
-            del module.forward
     if len(handed) != len(call.children):
         raise ReplayDivergedError(f"'{call.name}' called fewer submodules on the host than on the device")
 

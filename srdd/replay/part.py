@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -14,6 +14,7 @@ from torch import nn
 from hal.structure import dotted
 from srdd.replay.capture import ModuleCall, map_tensors, record
 from srdd.replay.constants import constants_of
+from srdd.replay.forwards import forwards_replaced
 from srdd.replay.module import ReplayDivergedError
 from srdd.replay.raised import Raise, raising
 
@@ -123,25 +124,19 @@ def _given_instead(value: torch.Tensor, _module: nn.Module, args: tuple[Any, ...
 @contextmanager
 def _stubs(layer: nn.Module, call: ModuleCall, device: torch.device) -> Iterator[set[str]]:
     """Let the modules that are stubs in `call` return, each time, what they are told to; their names."""
-    outputs: dict[str, list[Any]] = defaultdict(list)
+    outputs: dict[str, deque[Any]] = defaultdict(deque)
     for inner in call.walk():
         if inner.stub:
             outputs[inner.name].append(map_tensors(inner.output, lambda tensor: tensor.to(device, copy=True)))
-    with ExitStack() as restored:
-        for name, values in outputs.items():
-            module = layer.get_submodule(name)
-            own = {key: value for key, value in vars(module).items() if key == "forward"}  # where it was patched
-            restored.callback(vars(module).update, own)
-            restored.callback(vars(module).pop, "forward")
-            module.forward = partial(_next_of, iter(values), name)
+    stubs = {layer.get_submodule(name): partial(_next_of, values, name) for name, values in outputs.items()}
+    with forwards_replaced(stubs):
         yield set(outputs)
 
 
-def _next_of(values: Iterator[Any], name: str, *_args: Any, **_kwargs: Any) -> Any:
-    value = next(values, values)
-    if value is values:
+def _next_of(outputs: deque[Any], name: str, *_args: Any, **_kwargs: Any) -> Any:
+    if not outputs:
         raise ReplayDivergedError(f"'{name}' was called more often than before")
-    return value
+    return outputs.popleft()
 
 
 def _renamed(tree: ModuleCall, prefix: str) -> ModuleCall:

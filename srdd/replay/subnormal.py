@@ -21,8 +21,9 @@ def with_subnormal_results(call: ModuleCall, seed: int) -> ModuleCall:
     """The call of a module whose parts are stubs, with subnormal numbers in the odd rows of each tensor like the
     module's own that they return.
     """
+    shape = tensors_in(call.output)[0].shape
     stubs = [
-        replace(stub, output=map_tensors(stub.output, partial(_if_like, call, seed, number)))
+        replace(stub, output=map_tensors(stub.output, partial(_if_shaped, shape, seed, number)))
         for number, stub in enumerate(call.children, start=1)
     ]
     return replace(call, children=stubs)
@@ -61,6 +62,6 @@ def count_flushed(call: ModuleCall, clean: nn.Module) -> Subnormals | None:
     return Subnormals(asked, flushed) if asked else None
 
 
-def _if_like(call: ModuleCall, seed: int, number: int, tensor: torch.Tensor) -> torch.Tensor:
-    alike = tensor.is_floating_point() and tensor.shape == tensors_in(call.output)[0].shape
+def _if_shaped(shape: torch.Size, seed: int, number: int, tensor: torch.Tensor) -> torch.Tensor:
+    alike = tensor.is_floating_point() and tensor.shape == shape
     return subnormal_rows(tensor, seed, number) if alike else tensor
