@@ -3,10 +3,9 @@
 The earlier procedure judges one layer at a time and runs the whole model for every number it needs: 11 passes a layer,
 308 at 28 layers. Its documents give the sum; the division here is ours: one reference, four repeats (instability),
 three random perturbations of the layer's input (gain), three offsets (minimum and maximum gain). Both are counted the
-same way, by the rows that the layers' innermost modules were really given, over those of one pass; the norms that a
-scan calls as stubs count, though they compute nothing. Host replay runs on the host's copies and adds none; its time is
-the difference between the two levels. Exit code 1 when the earlier procedure takes less than `--least` times the passes
-of the full scan.
+same way, by the rows of which the layers' innermost modules really computed something, over those of one pass. Host
+replay runs on the host's copies and adds none; its time is the difference between the two levels. Exit code 1 when the
+earlier procedure takes less than `--least` times the passes of the full scan.
 """
 
 from __future__ import annotations
@@ -123,13 +122,14 @@ def _cost(stack: LayerStack, run: Callable[[], Any], model: nn.Module, ids: torc
 
 @contextmanager
 def _counted(stack: LayerStack) -> Iterator[list[int]]:
-    """How many rows the innermost modules with weights inside the layers are given in the block: a pass over a few
-    tokens is not a whole one.
+    """How many rows the innermost modules with weights inside the layers compute in the block: a pass over a few
+    tokens is not a whole one, and a module whose forward is another returns what it is told to.
     """
     rows = [0]
 
-    def count(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        rows[0] += args[0].shape[:-1].numel()
+    def count(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if "forward" not in vars(module):
+            rows[0] += args[0].shape[:-1].numel()
 
     innermost = [
         module

@@ -14,6 +14,7 @@ from hal.shipped_torch import replaced_in_torch
 from hal.skeleton import foreign_code
 from hal.structure import LayerStack
 from srdd.measurements import SiteReplay, Subnormals, WeightDamage
+from srdd.replay.alike import with_values_alike
 from srdd.replay.capture import ModuleCall, record
 from srdd.replay.compare import Comparison
 from srdd.replay.part import AMPLIFIED, RAISED, SPIKED, excitations, run_part, unchanged
@@ -28,8 +29,8 @@ NAMED = 5  # replaced functions that a note names
 
 class HostReplay:
     """Compares every layer it is shown with a clean copy. `recording` wraps a device run of the layer, whose
-    calls are replayed when the block ends; `excite_submodules` adds runs of the layer's parts and one of its own
-    arithmetic, which sets `subnormals`; `finish` gives the worst result of each site and forgets the layer.
+    calls are replayed when the block ends; `excite_submodules` adds runs of the layer's parts, of its own arithmetic,
+    which sets `subnormals`, and of its attention's; `finish` gives the worst result of each site and forgets the layer.
     """
 
     def __init__(self, model: nn.Module, stack: LayerStack, weights: WeightSource | None, seed: int) -> None:
@@ -53,9 +54,9 @@ class HostReplay:
 
     def excite_submodules(self, visit: LayerVisit) -> int:
         """Run each innermost module of the layer on its own input with rows amplified, rows made tiny and rows that
-        raise its units, each direct part on a spiked one and with its last product's units raised, and the layer's own
-        arithmetic alone, and replay those runs. A module that differs is asked again, to see whether it errs in the
-        same way. Returns how many times the layer's work was done, at most.
+        raise its units, each direct part on a spiked one and with its last product's units raised, and the layer's and
+        its attention's own arithmetic alone, and replay those runs. A module that differs is asked again, to see
+        whether it errs in the same way. Returns how many times the layer's products were computed, at most.
         """
         if self._own_run is None:
             return 0
@@ -66,6 +67,8 @@ class HostReplay:
             whole = self._comparisons(visit).whole(call.name)
             self._excite(visit, call if whole else with_units_raised(visit.call.layer, call), SPIKED)
         self._excite_own(visit, self._own_run)
+        for call in self._own_run.walk():
+            self._excite_mean(visit, call)
         return 2 + self._ask_again(visit)
 
     def weights(self, visit: LayerVisit) -> tuple[WeightDamage, ...] | None:
@@ -103,6 +106,15 @@ class HostReplay:
             for tree in run_part(layer, call, stream.device, change):
                 self._compare_tree(visit, tree, RAISED)
                 self.subnormals = count_flushed(tree, self._clean_of(visit)) if asked else None
+
+    def _excite_mean(self, visit: LayerVisit, own: ModuleCall) -> None:
+        """Run an attention's own arithmetic, and nothing below it, on values that bring each unit of their mean up."""
+        call = None if self._comparisons(visit).whole(own.name) else with_values_alike(own)
+        if call is None:
+            return
+        with noted(self.notes, f"{visit.site}.{own.name}: its own arithmetic not run alone"):
+            for tree in run_part(visit.call.layer, call, visit.call.stream.device, unchanged):
+                self._compare_tree(visit, tree, RAISED)
 
     def _ask_again(self, visit: LayerVisit) -> int:
         """Call each module that differs once more; returns how many times the layer's work was done, at most."""

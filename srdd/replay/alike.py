@@ -1,0 +1,75 @@
+"""Values that agree in every row, for an attention: whatever its weights, their mean is what they all are, so that each
+unit of it is known to come up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from srdd.replay.capture import ModuleCall
+from srdd.replay.raised import OUTSTANDING
+
+# Of the largest, each unit in one sequence of a batch after the other: the largest both ways, and two that tell a
+# clamp from a factor.
+LEVELS = (1.0, -1.0, 0.25, -0.0625)
+_VALUES = {"attention": (2, "value"), "matmul": (1, "other"), "bmm": (1, "mat2")}
+
+
+def with_values_alike(call: ModuleCall) -> ModuleCall | None:
+    """The call of an attention to be made again for its own arithmetic alone: its parts are stubs that return what they
+    returned, but the values that it takes means of are the same in every row of a sequence, each unit far above or
+    below all that they were. None where it is no attention, or its values are not what one of its parts returned.
+    """
+    columns = _columns(call)
+    stubs = [replace(child, stub=True, children=[]) for child in call.children]
+    for stub in stubs:
+        chosen = _among(stub.output, columns)
+        if chosen is not None:
+            top = OUTSTANDING * float(stub.output.masked_fill(~chosen, 0.0).abs().max())
+            if 0 < top < math.inf:
+                stub.output = _alike(stub.output, chosen, top)
+                return replace(call, children=stubs)
+    return None
+
+
+def _columns(call: ModuleCall) -> set[bytes]:
+    """Each unit of the values that the call takes means of, over the rows of a sequence."""
+    weighed = False  # a mean's weights come of a softmax, unless one operator makes both
+    for operator in call.operators:
+        weighed |= operator.name in ("softmax", "attention")
+        if weighed and operator.name in _VALUES:
+            place, name = _VALUES[operator.name]
+            values = operator.args[place] if len(operator.args) > place else operator.kwargs.get(name)
+            if isinstance(values, torch.Tensor) and values.dim() >= 3 and values.numel():
+                return set(_as_columns(values))
+            return set()
+    return set()
+
+
+def _among(output: Any, columns: set[bytes]) -> torch.Tensor | None:
+    """Which units of what a part returned, [sequences, rows, units], are among the columns in every sequence; None
+    where it returned something else.
+    """
+    if not columns or not isinstance(output, torch.Tensor) or output.dim() != 3 or not output.numel():
+        return None
+    found = torch.tensor([column in columns for column in _as_columns(output)])
+    return found.reshape(len(output), -1).all(0)
+
+
+def _as_columns(x: torch.Tensor) -> list[bytes]:
+    """The columns of the matrices that the last two axes of `x` are, in order."""
+    columns = x.transpose(-1, -2).reshape(-1, x.shape[-2])
+    as_bytes = columns.flatten().contiguous().view(torch.uint8)  # flat first: one row has a stride of its own
+    return [column.tobytes() for column in as_bytes.reshape(len(columns), -1).numpy()]
+
+
+def _alike(x: torch.Tensor, chosen: torch.Tensor, top: float) -> torch.Tensor:
+    """`x`, [sequences, rows, units], with the chosen units the same in every row of a sequence, `top` at most."""
+    top = min(top, torch.finfo(x.dtype).max / 64)
+    turns = (torch.arange(len(x)).unsqueeze(-1) + torch.arange(x.shape[-1])) % len(LEVELS)
+    values = (top * torch.tensor(LEVELS)[turns]).to(x.dtype).unsqueeze(1).expand(x.shape)
+    return torch.where(chosen, values, x)
