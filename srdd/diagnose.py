@@ -177,7 +177,8 @@ def _place(layer: LayerMeasurement, probes: Collection[str], failed: list[SiteRe
         return layer.checksum.site, "linear"
     if not failed:
         leaning = layer.leaning
-        return leaning.site if leaning and leaning.drift > thresholds.DRIFT else layer.site, ""
+        leans = leaning if leaning and leaning.drift > thresholds.DRIFT else None
+        return (leans.site, leans.operator) if leans else (layer.site, "")
     operators = [entry for entry in failed if entry.operator]
     if operators and len({entry.operator for entry in operators}) == 1:
         return _common_site([entry.site for entry in operators]), operators[0].operator

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from srdd.replay.capture import ModuleCall
+from srdd.replay.capture import ModuleCall, OperatorCall
 from srdd.replay.raised import OUTSTANDING
 
 # Of the largest, each unit in one sequence of a batch after the other: the largest both ways, and two that tell a
@@ -36,18 +36,25 @@ def with_values_alike(call: ModuleCall) -> ModuleCall | None:
     return None
 
 
+def mean_of(call: ModuleCall) -> OperatorCall | None:
+    """The operator by which the module of `call` takes means of its values: the attention, or the first product behind
+    a softmax. None where there is none.
+    """
+    names = [operator.name for operator in call.operators]
+    start = next((place for place, name in enumerate(names) if name in ("softmax", "attention")), len(names))
+    return next((operator for operator in call.operators[start:] if operator.name in _VALUES), None)
+
+
 def _columns(call: ModuleCall) -> set[bytes]:
     """Each unit of the values that the call takes means of, over the rows of a sequence."""
-    weighed = False  # a mean's weights come of a softmax, unless one operator makes both
-    for operator in call.operators:
-        weighed |= operator.name in ("softmax", "attention")
-        if weighed and operator.name in _VALUES:
-            place, name = _VALUES[operator.name]
-            values = operator.args[place] if len(operator.args) > place else operator.kwargs.get(name)
-            if isinstance(values, torch.Tensor) and values.dim() >= 3 and values.numel():
-                return set(_as_columns(values))
-            return set()
-    return set()
+    mean = mean_of(call)
+    if mean is None:
+        return set()
+    place, name = _VALUES[mean.name]
+    values = mean.args[place] if len(mean.args) > place else mean.kwargs.get(name)
+    if not isinstance(values, torch.Tensor) or values.dim() < 3 or not values.numel():
+        return set()
+    return set(_as_columns(values))
 
 
 def _among(output: Any, columns: set[bytes]) -> torch.Tensor | None:
@@ -68,8 +75,12 @@ def _as_columns(x: torch.Tensor) -> list[bytes]:
 
 
 def _alike(x: torch.Tensor, chosen: torch.Tensor, top: float) -> torch.Tensor:
-    """`x`, [sequences, rows, units], with the chosen units the same in every row of a sequence, `top` at most."""
-    top = min(top, torch.finfo(x.dtype).max / 64)
+    """`x`, [sequences, rows, units], with the chosen units the same in every row of a sequence, `top` at most: powers
+    of two and their last bit. A truncation takes it from them; what rounding does to weights is half a step of such
+    numbers at most, to either side.
+    """
+    limits = torch.finfo(x.dtype)
+    top = 2.0 ** math.floor(math.log2(min(top, limits.max / 64))) * (1 + limits.eps)
     turns = (torch.arange(len(x)).unsqueeze(-1) + torch.arange(x.shape[-1])) % len(LEVELS)
     values = (top * torch.tensor(LEVELS)[turns]).to(x.dtype).unsqueeze(1).expand(x.shape)
     return torch.where(chosen, values, x)

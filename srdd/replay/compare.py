@@ -19,7 +19,7 @@ from srdd.probes.samples import Array, least_rounding, several_roundings, to_hos
 from srdd.probes.transfer import describe_transfer, excess, largest_excess, no_violation
 from srdd.replay.arithmetic import WIDTH, RoundingSpread, WideArithmetic, accumulator_limit, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
-from srdd.replay.drift import UNASKED, Lean, rounding_drift
+from srdd.replay.drift import UNASKED, Lean, lean, rounding_drift
 from srdd.replay.module import Replay, out_of_range, replay_module, replay_whole
 
 DRAWS = (4, 6, 8, 24, 48)  # few draws may understate an element's spread several times: they may acquit, not accuse
@@ -59,15 +59,15 @@ def compare_call(
     `dtype`, that same if left out.
     """
     replay = replay_module(call, clean, unit_roundoff(inner or dtype), seed)
-    lean = rounding_drift(call, clean, replay.exact, replay.actual) if drift else UNASKED
-    own = _comparison(call.name, "", replay, _worst(replay, dtype, draws), lean)
+    leaning = rounding_drift(call, clean, replay.exact, replay.actual) if drift else UNASKED
+    own = _comparison(call.name, "", replay, _worst(replay, dtype, draws), leaning)
     if own.transfer.violation > 1 and call.children and has_other_kernels(clean.get_submodule(call.name)):
         # Parts called as often, but on rows in another order, look like a fault of what hands them on.
         whole = replay_whole(call, clean, unit_roundoff(inner or dtype), seed)
-        own = min(own, _comparison(call.name, "", whole, _worst(whole, dtype, draws), lean), key=_violation)
+        own = min(own, _comparison(call.name, "", whole, _worst(whole, dtype, draws), leaning), key=_violation)
     if own.transfer.violation <= 1:
         return [own]
-    return [own, *(_compare_operator(entry, dtype, seed, draws) for entry in call.operators)]
+    return [own, *(compare_operator(entry, dtype, seed, draws) for entry in call.operators)]
 
 
 def _violation(comparison: Comparison) -> float:
@@ -99,7 +99,13 @@ def within_rounding(replay: Replay, dtype: torch.dtype) -> bool:
     return _worst(replay, dtype, DRAWS).violation <= 1
 
 
-def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: Sequence[int]) -> Comparison:
+def compare_operator(
+    call: OperatorCall, dtype: torch.dtype, seed: int, draws: Sequence[int], of_equals: bool = False
+) -> Comparison:
+    """Compare one call of an operator with the device's. `of_equals`: it took means of values that were equal, so that
+    its result in a 16-bit format is known to the last bit, and whether it leans is asked.
+    """
+
     def run(arithmetic: WideArithmetic) -> list[torch.Tensor]:
         with torch_as_shipped(), torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH):
             return tensors_in(call.function(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened)))
@@ -116,13 +122,22 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: 
         given,
         leaving=partial(out_of_range, run, exact, actual, dtype),
     )
-    return _comparison(call.module, call.name, replay, _worst(replay, dtype, draws))
+    leaning = _lean_of_mean(call, exact, actual) if of_equals else UNASKED
+    return _comparison(call.module, call.name, replay, _worst(replay, dtype, draws), leaning)
 
 
-def _comparison(name: str, operator: str, replay: Replay, transfer: Transfer, lean: Lean = UNASKED) -> Comparison:
+def _lean_of_mean(call: OperatorCall, exact: list[torch.Tensor], actual: list[torch.Tensor]) -> Lean:
+    """Which way a mean leans. Each row of weights counts once, which is a row of what the operator was given first."""
+    weights, theirs = next(iter(tensors_in(call.args)), None), actual[0]
+    if weights is None or weights.shape[:-1] != theirs.shape[:-1] or theirs.element_size() != 2:
+        return UNASKED
+    return lean(exact[0].to(theirs.dtype), exact[0], theirs, determined=True, given=weights)
+
+
+def _comparison(name: str, operator: str, replay: Replay, transfer: Transfer, leaning: Lean = UNASKED) -> Comparison:
     """What was given matters, and is looked through, only where a call differs."""
     poisoned = transfer.violation > 1 and replay.poisoned
-    return Comparison(name, operator, transfer, lean, poisoned=poisoned, whole=replay.whole)
+    return Comparison(name, operator, transfer, leaning, poisoned=poisoned, whole=replay.whole)
 
 
 def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer:

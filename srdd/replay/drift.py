@@ -51,7 +51,7 @@ def rounding_drift(call: ModuleCall, clean: nn.Module, exact: list[torch.Tensor]
     if native is None or [value.dtype for value in native.values] != [value.dtype for value in actual]:
         return UNASKED
     return strongest(
-        _lean(mine, once, theirs, native.determined)
+        lean(mine, once, theirs, native.determined)
         for mine, once, theirs in zip(native.values, exact, actual, strict=True)
         if mine.dim() > 0 and mine.numel()
     )
@@ -63,10 +63,18 @@ def strongest(leans: Iterable[Lean]) -> Lean:
     return max(known, key=lambda lean: lean.drift, default=UNASKED)
 
 
-def _lean(native: torch.Tensor, exact: torch.Tensor, actual: torch.Tensor, determined: bool) -> Lean:
-    """Of one tensor. Where `determined`, an element may be the native one, or the exact one rounded."""
+def lean(
+    native: torch.Tensor,
+    exact: torch.Tensor,
+    actual: torch.Tensor,
+    determined: bool,
+    given: torch.Tensor | None = None,
+) -> Lean:
+    """Of one tensor, [..., units]. Where `determined`, an element may be the native one, or the exact one rounded. Rows
+    of which each is computed of another row `given` count each, else those in which the native values differ.
+    """
     mine, theirs = to_host(native), to_host(actual)
-    places = _different_rows(mine)
+    places = _different_rows(mine if given is None else to_host(given))
     mine, theirs, right = mine[places], theirs[places], to_host(exact)[places]
     # What is not finite is judged elsewhere.
     finite = np.isfinite(mine) & np.isfinite(right) & np.isfinite(theirs)
@@ -74,11 +82,11 @@ def _lean(native: torch.Tensor, exact: torch.Tensor, actual: torch.Tensor, deter
     several = several_roundings(ROUNDINGS, right, actual.dtype)
     once, slack = (_rounded(right, actual.dtype), 0.0) if determined else (right, several)
     beyond = _beyond(theirs, mine, once, slack)
-    lean = np.abs((beyond * np.sign(right)).sum(axis=0))
+    leaning = np.abs((beyond * np.sign(right)).sum(axis=0))
     allowed = np.maximum(LEAN * len(places), DEVIATIONS * np.sqrt((beyond != 0).sum(axis=0)))
-    units = lean > allowed
+    units = leaning > allowed
     factor = _common_factor(right[:, units], theirs[:, units], several[:, units])
-    return Lean(float((lean / allowed).max(initial=0.0)), factor)
+    return Lean(float((leaning / allowed).max(initial=0.0)), factor)
 
 
 def _beyond(values: Array, first: Array, second: Array, slack: Array | float) -> Array:

@@ -115,6 +115,7 @@ class HostReplay:
         with noted(self.notes, f"{visit.site}.{own.name}: its own arithmetic not run alone"):
             for tree in run_part(visit.call.layer, call, visit.call.stream.device, unchanged):
                 self._compare_tree(visit, tree, RAISED)
+                self._comparisons(visit).compare_mean(tree, RAISED)
 
     def _ask_again(self, visit: LayerVisit) -> int:
         """Call each module that differs once more; returns how many times the layer's work was done, at most."""
