@@ -25,6 +25,8 @@ _PRIORITY = (
 # What a small common factor, or truncation, looks like where replay shows it beside roundings, or does not show it.
 _LEANING = ("bias", "rounding", "corruption")
 
+STEP = 2.0**-7  # of a value in bfloat16 at most: what a bit that is always cleared takes from the last place
+
 
 def layer_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequence[SiteReplay]) -> str:
     """The kind of fault of a layer that `probes` accuse and whose replay `failed` at these sites, worst first."""
@@ -34,13 +36,16 @@ def layer_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequenc
     if layer.stability and not {"instability", "instability_element"}.isdisjoint(probes):
         return stability_kind(layer.stability, _transfers(failed))
     kind = _deterministic_kind(layer, probes, failed)
-    if "rounding_drift" not in probes or kind not in _LEANING:
-        return kind
-    site = telling_site(layer, failed)
-    if site is not None and not math.isnan(site.factor):
+    return _leaning_kind(kind, layer, failed) if "rounding_drift" in probes else kind
+
+
+def _leaning_kind(kind: str, layer: LayerMeasurement, failed: Sequence[SiteReplay]) -> str:
+    """What a layer of that `kind` has whose values lean one way besides."""
+    site, transfers = telling_site(layer, failed), _transfers(failed)
+    if kind in _LEANING and site is not None and not math.isnan(site.factor):
         return "scale"
-    leans = kind == "corruption" and all(_one_way(entry) for entry in _transfers(failed))
-    return "rounding" if leans else kind
+    cleared = kind == "bit_flip" and all(entry.size < STEP for entry in transfers)
+    return "rounding" if (cleared or kind == "corruption") and all(map(_one_way, transfers)) else kind
 
 
 def _deterministic_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequence[SiteReplay]) -> str:

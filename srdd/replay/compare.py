@@ -26,6 +26,7 @@ DRAWS = (4, 6, 8, 24, 48)  # few draws may understate an element's spread severa
 FEW = DRAWS[:3]  # where a module is known to differ
 CLEARLY = 0.5  # of the allowance: by no more do fewer than eight draws, which may overstate it too, acquit
 LAST_ROUNDINGS = 2.0  # and two roundings of the result itself, for kernels that fuse what the host does in steps
+COPIED = 0.25  # of a rounding: less than the last bit
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,14 @@ def _worst(replay: Replay, dtype: torch.dtype, draws: Sequence[int]) -> Transfer
 
 @dataclass(frozen=True)
 class _Values:
-    """One tensor of a replayed call, [rows, units]: what it should be, and what the device made of it. `spoilt`: of
-    inputs that are not all finite. `out_of_range`: the elements that may be anything.
+    """One tensor of a replayed call, [rows, units]: what it should be, and what the device made of it. `roundings`: of
+    the result itself. `spoilt`: of inputs that are not all finite. `out_of_range`: the elements that may be anything.
     """
 
     expected: Array
     actual: Array
     dtype: torch.dtype
+    roundings: float
     spoilt: bool
     out_of_range: NDArray[np.bool_] | None
 
@@ -196,7 +198,7 @@ class _Values:
     def _last(self) -> Array:
         """What the result's own roundings may do; anything beyond the dtype's range may come back as anything."""
         limits = torch.finfo(self.dtype)
-        allowance = several_roundings(LAST_ROUNDINGS, self.expected, self.dtype)
+        allowance = several_roundings(self.roundings, self.expected, self.dtype)
         allowance[np.abs(self.expected) > 0.99 * limits.max] = np.inf
         # What a kernel makes of NaN is its own affair: a fused attention may skip a row that has one.
         if self.spoilt:
@@ -208,8 +210,9 @@ class _Values:
 
 def _values(replay: Replay, dtype: torch.dtype, out_of_range: Sequence[torch.Tensor] | None = None) -> list[_Values]:
     masks = [None] * len(replay.exact) if out_of_range is None else [_rows(mask) > 0 for mask in out_of_range]
+    roundings = COPIED if replay.copied else LAST_ROUNDINGS
     return [
-        _Values(_rows(exact), _rows(actual), dtype, replay.spoilt, mask)
+        _Values(_rows(exact), _rows(actual), dtype, roundings, replay.spoilt, mask)
         for (exact, actual), mask in zip(replay.pairs(), masks, strict=True)
     ]
 

@@ -45,7 +45,7 @@ class Replay:
     """One module call on the host: `exact` float64 values, first the inputs handed to each submodule, then the
     output; `actual`, the device's values of the same shapes; and `spread(draws)`, the rounding spread of each,
     drawn when asked for. `given` is what it was computed from; `spoilt` says that not all of that is finite.
-    `leaving` computes `out_of_range`; `whole`: submodules were run on the host too.
+    `leaving` computes `out_of_range`; `whole`: submodules were run on the host too; `copied`: nothing was computed.
     """
 
     exact: list[torch.Tensor]
@@ -55,6 +55,7 @@ class Replay:
     spoilt: bool = False
     leaving: Callable[[], list[torch.Tensor] | None] = _nowhere
     whole: bool = False
+    copied: bool = False
 
     @cached_property
     def out_of_range(self) -> list[torch.Tensor] | None:
@@ -83,6 +84,9 @@ def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int
     module = clean.get_submodule(call.name)
     if is_product(module) and not call.children:
         return _replay_linear(call, module, roundoff)
+    if _only_looks_up(module) and call.args:
+        looked_up = _looked_up(call, module).double()
+        return Replay([looked_up], tensors_in(call.output), lambda _: [torch.zeros_like(looked_up)], copied=True)
     try:
         return replay_own(call, clean, roundoff, seed)
     except (ReplayDivergedError, RuntimeError):
@@ -170,6 +174,8 @@ def run_natively(call: ModuleCall, clean: nn.Module) -> Native | None:
     x, held = _sixteen_bit(call), {}
     if is_product(module) and not call.children:
         return None if x is None else Native([_product(x, module)], True)
+    if _only_looks_up(module) and call.args:
+        return Native([_looked_up(call, module)], True)
     if any(True for _ in module.parameters(recurse=False)):
         if x is None or any(True for _ in module.children()):
             return None
@@ -186,6 +192,17 @@ def run_natively(call: ModuleCall, clean: nn.Module) -> Native | None:
         return None
     values = [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *_returned(call, output)]
     return Native(values, ieee.only)
+
+
+def _only_looks_up(module: nn.Module) -> bool:
+    """Whether the module copies rows of a table, and rounds nothing."""
+    return type(module).forward is nn.Embedding.forward and module.max_norm is None
+
+
+def _looked_up(call: ModuleCall, module: nn.Module) -> torch.Tensor:
+    """The rows of the table, as the device holds them."""
+    with torch_as_shipped(), torch.no_grad():
+        return nn.functional.embedding(call.args[0], module.get_parameter("weight")).to(_dtype_of(call))
 
 
 def _product(x: torch.Tensor, module: nn.Module) -> torch.Tensor:

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 import srdd
 from hal.models import load_model
 from hal.registry import get_backend
 from hal.structure import find_layer_stack
 from srdd.diagnose import OUTSIDE, place
+from srdd.faults import Fault, simulate
 from srdd.replay import outside
 from srdd.report import from_json, to_json
 from tests.conftest import FAMILIES, random_model
@@ -89,6 +90,25 @@ def test_a_fault_outside_the_layers_is_named_and_no_layer_is_accused(models, fam
     # Which kind, where one site shows it whole; a table of two rows that one clamp cuts may look like others.
     if site in ("lm_head", "model.norm"):
         assert report.findings[0].kind == kind
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("family", "site"), [("qwen2", "model.embed_tokens"), ("gpt2", "transformer.wpe")])
+def test_a_table_is_copied_to_the_last_bit(family, site, dtype):
+    model = random_model(family, layers=LAYERS, hidden=32, dtype=dtype)
+    for kind, options in (("rounding", {}), ("rounding", {"units": 1}), ("bit_flip", {"bits": "0"})):
+        with simulate(model, [Fault(kind, layer=None, site=site, seed=1, **options)]):
+            (finding,) = srdd.scan(model).findings
+        assert (finding.layer, finding.site) == (0, site)
+        if kind == "rounding" and site == "model.embed_tokens":  # a table of places is too short to tell
+            assert finding.kind == kind
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_rows_that_loading_rounded_to_another_dtype_are_no_damage(tmp_path, dtype):
+    random_model("llama", layers=LAYERS, hidden=32).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    assert srdd.scan(model, checkpoint=tmp_path).verdict == "healthy"
 
 
 def test_a_wrong_epsilon_of_the_last_norm_is_named_with_its_value(models):
