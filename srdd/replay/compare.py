@@ -68,7 +68,7 @@ def compare_call(
         own = min(own, _comparison(call.name, "", whole, _worst(whole, dtype, draws), leaning), key=_violation)
     if own.transfer.violation <= 1:
         return [own]
-    return [own, *(compare_operator(entry, dtype, seed, draws) for entry in call.operators)]
+    return [own, *(_compare_operator(entry, dtype, seed, draws) for entry in call.operators)]
 
 
 def _violation(comparison: Comparison) -> float:
@@ -100,13 +100,7 @@ def within_rounding(replay: Replay, dtype: torch.dtype) -> bool:
     return _worst(replay, dtype, DRAWS).violation <= 1
 
 
-def compare_operator(
-    call: OperatorCall, dtype: torch.dtype, seed: int, draws: Sequence[int], of_equals: bool = False
-) -> Comparison:
-    """Compare one call of an operator with the device's. `of_equals`: it took means of values that were equal, so that
-    its result in a 16-bit format is known to the last bit, and whether it leans is asked.
-    """
-
+def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: Sequence[int]) -> Comparison:
     def run(arithmetic: WideArithmetic) -> list[torch.Tensor]:
         with torch_as_shipped(), torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH):
             return tensors_in(call.function(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened)))
@@ -123,16 +117,22 @@ def compare_operator(
         given,
         leaving=partial(out_of_range, run, exact, actual, dtype),
     )
-    leaning = _lean_of_mean(call, exact, actual) if of_equals else UNASKED
-    return _comparison(call.module, call.name, replay, _worst(replay, dtype, draws), leaning)
+    return _comparison(call.module, call.name, replay, _worst(replay, dtype, draws))
 
 
-def _lean_of_mean(call: OperatorCall, exact: list[torch.Tensor], actual: list[torch.Tensor]) -> Lean:
-    """Which way a mean leans. Each row of weights counts once, which is a row of what the operator was given first."""
-    weights, theirs = next(iter(tensors_in(call.args)), None), actual[0]
-    if weights is None or weights.shape[:-1] != theirs.shape[:-1] or theirs.element_size() != 2:
-        return UNASKED
-    return lean(exact[0].to(theirs.dtype), exact[0], theirs, determined=True, given=weights)
+def compare_mean(call: OperatorCall) -> Comparison | None:
+    """Which way an operator leans that took means of values that were equal: in a 16-bit format its result is known to
+    the last bit. How large its errors are is asked of its module. Each row of weights counts once, which is a row of
+    what the operator was given first. None for other formats.
+    """
+    actual: torch.Tensor = call.result
+    weights = next(iter(tensors_in(call.args)), None)
+    if weights is None or weights.shape[:-1] != actual.shape[:-1] or actual.element_size() != 2:
+        return None
+    with torch_as_shipped(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        exact = call.function(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened))
+    leaning = lean(exact.to(actual.dtype), exact, actual, determined=True, given=weights)
+    return Comparison(call.module, call.name, no_violation(0.0, actual.shape[-1]), leaning)
 
 
 def _comparison(name: str, operator: str, replay: Replay, transfer: Transfer, leaning: Lean = UNASKED) -> Comparison:

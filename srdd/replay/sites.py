@@ -19,7 +19,7 @@ from srdd.measurements import SiteReplay, WrongConstant
 from srdd.probes.samples import unit_roundoff
 from srdd.replay.alike import mean_of
 from srdd.replay.capture import ModuleCall
-from srdd.replay.compare import DRAWS, FEW, Comparison, compare_call, compare_operator, violating, within_rounding
+from srdd.replay.compare import DRAWS, FEW, Comparison, compare_call, compare_mean, violating, within_rounding
 from srdd.replay.constants import explains, repairing_constant
 from srdd.replay.drift import strongest
 from srdd.replay.module import ReplayDivergedError, replay_module
@@ -102,13 +102,10 @@ class SiteComparisons:
             self._wrong[call.name].append((violation, call))
 
     def compare_mean(self, call: ModuleCall, excitation: str) -> None:
-        """Compare the operator by which the module of `call` took a mean of values that were equal in every row."""
+        """Ask which way the operator leans by which the module of `call` took a mean of values equal in every row."""
         mean = mean_of(call)
-        if mean is None:
-            return
-        what = f"{self._part.full_name(call.name)}: its {mean.name} not replayed under '{excitation}'"
-        with noted(self.notes, what), torch_as_shipped():
-            self.keep([compare_operator(mean, self._part.dtype, self._seed, DRAWS, of_equals=True)], excitation)
+        found = None if mean is None else compare_mean(mean)
+        self.keep([] if found is None else [found], excitation)
 
     def keep(self, comparisons: list[Comparison], excitation: str) -> None:
         """Count comparisons that were made elsewhere."""
