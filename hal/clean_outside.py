@@ -141,6 +141,11 @@ def is_table(module: nn.Module) -> TypeGuard[nn.Embedding]:
     return isinstance(module, nn.Embedding)
 
 
+def is_lookup(module: nn.Module) -> TypeGuard[nn.Embedding]:
+    """Whether the module looks up rows of a table and does nothing else with them."""
+    return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
+
+
 def is_product(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the module is a matrix product and nothing else."""
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward

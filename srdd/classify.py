@@ -25,8 +25,6 @@ _PRIORITY = (
 # What a small common factor, or truncation, looks like where replay shows it beside roundings, or does not show it.
 _LEANING = ("bias", "rounding", "corruption")
 
-STEP = 2.0**-7  # of a value in bfloat16 at most: what a bit that is always cleared takes from the last place
-
 
 def layer_kind(layer: LayerMeasurement, probes: Collection[str], failed: Sequence[SiteReplay]) -> str:
     """The kind of fault of a layer that `probes` accuse and whose replay `failed` at these sites, worst first."""
@@ -44,7 +42,7 @@ def _leaning_kind(kind: str, layer: LayerMeasurement, failed: Sequence[SiteRepla
     site, transfers = telling_site(layer, failed), _transfers(failed)
     if kind in _LEANING and site is not None and not math.isnan(site.factor):
         return "scale"
-    cleared = kind == "bit_flip" and all(entry.size < STEP for entry in transfers)
+    cleared = kind == "bit_flip" and all(entry.size < thresholds.LAST_PLACE for entry in transfers)
     return "rounding" if (cleared or kind == "corruption") and all(map(_one_way, transfers)) else kind
 
 

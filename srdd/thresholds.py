@@ -45,6 +45,7 @@ PILE_UP = 1.5
 KURTOSIS_EDGE = 6.0
 
 # Telling kinds apart.
+LAST_PLACE = 2.0**-7  # of a value: a step of bfloat16 at most, and all that a cleared last bit takes
 SPIKE_CHANGED = 0.05  # spikes touch few elements (0.01 m of them), noise touches all
 SPIKE_SIZE = 1.0  # typical sizes of the signal: what stands out less, seen in few elements, is the tail of noise
 SPIKE_HEIGHT = 6.0  # standard deviations that a spike stands off by: chance gives one element in 10**9 as many

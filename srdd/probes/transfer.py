@@ -28,7 +28,10 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array, roundoff
         error = actual - expected
     units = violating.any(axis=0)
     x, y = expected[violating], actual[violating]
-    others = np.abs(expected[:, units][~violating[:, units]])
+    within = ~violating & units
+    others = np.abs(expected[within])
+    constant, alike = _commonest(y)
+    through = np.abs(expected[within & (actual != constant)])
     repaired = repaired_by_one_bit(x, y, np.broadcast_to(allowance, expected.shape)[violating], roundoff)
     scale = float(np.std(expected, where=np.isfinite(expected))) if np.isfinite(expected).any() else 0.0
     offset, offset_deviation = _centre(error[violating] / max(scale, TINY))
@@ -47,11 +50,11 @@ def describe_transfer(expected: Array, actual: Array, allowance: Array, roundoff
         ratio=ratio,
         ratio_spread=_relative(ratio_deviation, min(abs(ratio), abs(ratio - 1))),
         size=_rms(error[violating]) / max(_typical(expected), TINY),
-        constant=_constant(y),
+        constant=alike,
         diverse=bool(x.size >= DIVERSE and _spread(x) > 0.5 * _spread(expected)),
         one_bit=repaired.share,
         bit_level=repaired.level,
-        spared_large=bool(others.size and others.max() > np.abs(x).max()),
+        spared_large=bool(through.size and through.max() > np.abs(x).max()),
         not_finite=float((~np.isfinite(y)).mean()),
         shrunk=float((np.abs(y) < np.abs(x)).mean()),
     )
@@ -120,9 +123,10 @@ def _spread(values: Array) -> float:
     return float(np.std(finite)) if finite.size else 0.0
 
 
-def _constant(values: Array) -> float:
-    _, counts = np.unique(values, return_counts=True)
-    return float(counts.max() / values.size)
+def _commonest(values: Array) -> tuple[float, float]:
+    """The value that most of them are, and their share."""
+    distinct, counts = np.unique(values, return_counts=True)
+    return float(distinct[counts.argmax()]), float(counts.max() / values.size)
 
 
 def _tied(values: Array) -> float:

@@ -25,6 +25,8 @@ def with_values_alike(call: ModuleCall) -> ModuleCall | None:
     below all that they were. None where it is no attention, or its values are not what one of its parts returned.
     """
     columns = _columns(call)
+    if not columns:
+        return None
     stubs = [replace(child, stub=True, children=[]) for child in call.children]
     for stub in stubs:
         chosen = _among(stub.output, columns)
@@ -61,7 +63,7 @@ def _among(output: Any, columns: set[bytes]) -> torch.Tensor | None:
     """Which units of what a part returned, [sequences, rows, units], are among the columns in every sequence; None
     where it returned something else.
     """
-    if not columns or not isinstance(output, torch.Tensor) or output.dim() != 3 or not output.numel():
+    if not isinstance(output, torch.Tensor) or output.dim() != 3 or not output.numel():
         return None
     found = torch.tensor([column in columns for column in _as_columns(output)])
     return found.reshape(len(output), -1).all(0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,8 +104,7 @@ def within_rounding(replay: Replay, dtype: torch.dtype) -> bool:
 
 def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: Sequence[int]) -> Comparison:
     def run(arithmetic: WideArithmetic) -> list[torch.Tensor]:
-        with torch_as_shipped(), torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH):
-            return tensors_in(call.function(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened)))
+        return tensors_in(_on_host(call, arithmetic))
 
     given = [*tensors_in(call.args), *tensors_in(call.kwargs)]
     limit = accumulator_limit(given)
@@ -129,10 +130,15 @@ def compare_mean(call: OperatorCall) -> Comparison | None:
     weights = next(iter(tensors_in(call.args)), None)
     if weights is None or weights.shape[:-1] != actual.shape[:-1] or actual.element_size() != 2:
         return None
-    with torch_as_shipped(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        exact = call.function(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened))
+    exact = _on_host(call)
     leaning = lean(exact.to(actual.dtype), exact, actual, determined=True, given=weights)
     return Comparison(call.module, call.name, no_violation(0.0, actual.shape[-1]), leaning)
+
+
+def _on_host(call: OperatorCall, arithmetic: AbstractContextManager[Any] | None = None) -> Any:
+    """What the operator makes of the same arguments in float64, by the `arithmetic` if that is given."""
+    with torch_as_shipped(), torch.no_grad(), arithmetic or nullcontext(), sdpa_kernel(SDPBackend.MATH):
+        return call.function(*map_tensors(call.args, widened), **map_tensors(call.kwargs, widened))
 
 
 def _comparison(name: str, operator: str, replay: Replay, transfer: Transfer, leaning: Lean = UNASKED) -> Comparison:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -12,12 +12,12 @@ from hal.clean_layers import CleanLayers
 from hal.model_weights import WeightSource
 from hal.shipped_torch import replaced_in_torch
 from hal.skeleton import foreign_code
-from hal.structure import LayerStack
+from hal.structure import LayerStack, dotted
 from srdd.measurements import SiteReplay, Subnormals, WeightDamage
 from srdd.replay.alike import with_values_alike
 from srdd.replay.capture import ModuleCall, record
 from srdd.replay.compare import Comparison
-from srdd.replay.part import AMPLIFIED, RAISED, SPIKED, excitations, run_part, unchanged
+from srdd.replay.part import AMPLIFIED, RAISED, SPIKED, Change, excitations, run_part, unchanged
 from srdd.replay.raised import with_results_raised, with_units_raised
 from srdd.replay.sites import Part, SiteComparisons, coarsest_dtype, noted
 from srdd.replay.subnormal import count_flushed, flushes, subnormal_rows, with_subnormal_results
@@ -98,24 +98,30 @@ class HostReplay:
         call = None if self._comparisons(visit).whole(own.name) else with_results_raised(own)
         if call is None:
             return
-        layer, stream, change = visit.call.layer, visit.call.stream, unchanged
-        asked = not flushes(stream)
-        if asked:
-            call, change = with_subnormal_results(call, self._seed), partial(subnormal_rows, seed=self._seed)
-        with noted(self.notes, f"{visit.site}: its own arithmetic not run alone"):
-            for tree in run_part(layer, call, stream.device, change):
-                self._compare_tree(visit, tree, RAISED)
-                self.subnormals = count_flushed(tree, self._clean_of(visit)) if asked else None
+        if flushes(visit.call.stream):
+            self._run_alone(visit, call, unchanged, lambda _: None)
+            return
+        call, change = with_subnormal_results(call, self._seed), partial(subnormal_rows, seed=self._seed)
+        self._run_alone(visit, call, change, partial(self._count_flushed, visit))
+
+    def _count_flushed(self, visit: LayerVisit, tree: ModuleCall) -> None:
+        self.subnormals = count_flushed(tree, self._clean_of(visit))
 
     def _excite_mean(self, visit: LayerVisit, own: ModuleCall) -> None:
         """Run an attention's own arithmetic, and nothing below it, on values that bring each unit of their mean up."""
         call = None if self._comparisons(visit).whole(own.name) else with_values_alike(own)
-        if call is None:
-            return
-        with noted(self.notes, f"{visit.site}.{own.name}: its own arithmetic not run alone"):
-            for tree in run_part(visit.call.layer, call, visit.call.stream.device, unchanged):
+        if call is not None:
+            asked = partial(self._comparisons(visit).compare_mean, excitation=RAISED)
+            self._run_alone(visit, call, unchanged, asked)
+
+    def _run_alone(
+        self, visit: LayerVisit, call: ModuleCall, change: Change, asked: Callable[[ModuleCall], None]
+    ) -> None:
+        """Run a module whose parts are stubs on the device, replay what it made of them, and hand it on to `asked`."""
+        with noted(self.notes, f"{dotted(visit.site, call.name)}: its own arithmetic not run alone"):
+            for tree in run_part(visit.call.layer, call, visit.call.stream.device, change):
                 self._compare_tree(visit, tree, RAISED)
-                self._comparisons(visit).compare_mean(tree, RAISED)
+                asked(tree)
 
     def _ask_again(self, visit: LayerVisit) -> int:
         """Call each module that differs once more; returns how many times the layer's work was done, at most."""

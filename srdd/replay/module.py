@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hal.clean_outside import is_product
+from hal.clean_outside import is_lookup, is_product
 from hal.errors import HalError
 from hal.shipped_torch import torch_as_shipped
 from srdd.probes.samples import least_rounding
@@ -84,7 +84,7 @@ def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int
     module = clean.get_submodule(call.name)
     if is_product(module) and not call.children:
         return _replay_linear(call, module, roundoff)
-    if _only_looks_up(module) and call.args:
+    if _only_copies(module) and call.args:
         looked_up = _looked_up(call, module).double()
         return Replay([looked_up], tensors_in(call.output), lambda _: [torch.zeros_like(looked_up)], copied=True)
     try:
@@ -174,7 +174,7 @@ def run_natively(call: ModuleCall, clean: nn.Module) -> Native | None:
     x, held = _sixteen_bit(call), {}
     if is_product(module) and not call.children:
         return None if x is None else Native([_product(x, module)], True)
-    if _only_looks_up(module) and call.args:
+    if _only_copies(module) and call.args:
         return Native([_looked_up(call, module)], True)
     if any(True for _ in module.parameters(recurse=False)):
         if x is None or any(True for _ in module.children()):
@@ -194,9 +194,9 @@ def run_natively(call: ModuleCall, clean: nn.Module) -> Native | None:
     return Native(values, ieee.only)
 
 
-def _only_looks_up(module: nn.Module) -> bool:
+def _only_copies(module: nn.Module) -> bool:
     """Whether the module copies rows of a table, and rounds nothing."""
-    return type(module).forward is nn.Embedding.forward and module.max_norm is None
+    return is_lookup(module) and module.max_norm is None
 
 
 def _looked_up(call: ModuleCall, module: nn.Module) -> torch.Tensor:

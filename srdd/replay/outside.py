@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hal.calls import activation
-from hal.clean_outside import CleanOutside, is_product, is_table
+from hal.clean_outside import CleanOutside, is_lookup, is_product, is_table
 from hal.model_weights import WeightSource
 from hal.shipped_torch import torch_as_shipped
 from hal.structure import LayerStack
@@ -145,7 +145,7 @@ class OutsideReplay:
         are made wide.
         """
         numbers = call.args[0] if call.args else None
-        plain = type(self._clean.module.get_submodule(call.name)).forward is nn.Embedding.forward
+        plain = is_lookup(self._clean.module.get_submodule(call.name))
         if not plain or not isinstance(numbers, torch.Tensor):
             return self._compare_with(part, call, layer, excitation, self._clean.table(call.name, None))
         rows, places = torch.unique(numbers, return_inverse=True)

@@ -175,3 +175,8 @@ class TestDescribeTransfer:
     def test_nothing_at_all_agrees(self):
         empty = np.zeros((0, 4))
         assert describe_transfer(empty, empty, empty, 0.0).violation == 0
+
+    def test_a_value_within_its_allowance_of_what_the_others_came_out_as_did_not_come_through(self):
+        expected, allowance = np.array([[1.0], [2.0], [4.0]]), np.array([[0.5], [0.5], [8.0]])
+        assert not describe_transfer(expected, np.zeros((3, 1)), allowance, 0.0).spared_large
+        assert describe_transfer(expected, np.array([[0.0], [0.0], [4.0]]), allowance, 0.0).spared_large
