@@ -14,7 +14,7 @@ from hal.errors import HookError
 _Place = int | str
 
 # The keyword under which model code has handed its cache to its layers, over the years.
-CACHE_ARGUMENTS = ("past_key_values", "past_key_value", "layer_past")
+CACHE_ARGUMENTS = ("past_key_values", "past_key_value", "layer_past", "cache_params")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,19 @@ class LayerCall:
     def takes_cache(self) -> bool:
         """Whether the layer was called with a place for a key-value cache."""
         return any(name in self._kwargs for name in CACHE_ARGUMENTS)
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences stand beside one another in the stream."""
+        return self.stream.shape[self._token_axis - 1] if self.stream.dim() > 2 else 1
+
+    def first_sequence(self) -> LayerCall:
+        """The same call for the first of its sequences alone."""
+        if self.sequences == 1:
+            return self
+        args, kwargs = _first((self._args, self._kwargs), self.sequences, self.tokens)
+        stream = self.stream.narrow(self._token_axis - 1, 0, 1)
+        return replace(self, stream=stream, _args=args, _kwargs=kwargs)
 
     def part(self, start: int, stop: int, cache: Any) -> LayerCall:
         """The same call for tokens `start` to `stop` of the stream alone, with `cache` for the key-value cache that
@@ -177,12 +190,28 @@ def _put(args: list[Any], kwargs: dict[str, Any], place: _Place, value: torch.Te
         args[place] = value
 
 
-def _cut(value: Any, length: int, start: int, stop: int) -> Any:
-    """Nested arguments with the token dimension cut: the last two of a mask, [batch, heads, queries, keys], the last
-    but one of activations and rotations, the last of positions.
+def _first(value: Any, sequences: int, length: int) -> Any:
+    """Nested arguments with the first of several sequences alone where their first dimension counts those, or, as
+    that of ALiBi's slopes does, [sequences * heads, 1, tokens], their heads.
     """
     if isinstance(value, torch.Tensor):
-        if value.dim() == 4 and value.shape[-1] == value.shape[-2] == length:
+        heads = value.dim() == 3 and value.shape[0] % sequences == 0 and value.shape[0] != length
+        counted = heads or (value.dim() > 1 and value.shape[0] == sequences)
+        return value[: value.shape[0] // sequences] if counted else value
+    if type(value) is dict:
+        return {key: _first(item, sequences, length) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_first(item, sequences, length) for item in value)
+    return value
+
+
+def _cut(value: Any, length: int, start: int, stop: int) -> Any:
+    """Nested arguments with the token dimension cut: the last two of a mask, [batch, heads, queries, keys] or without
+    heads, the last but one of activations and rotations, the last of positions.
+    """
+    if isinstance(value, torch.Tensor):
+        dimensions = 4 if value.is_floating_point() else 3  # of which activations have three
+        if value.dim() >= dimensions and value.shape[-1] == value.shape[-2] == length:
             return value[..., start:stop, :stop]
         if (value.is_floating_point() or value.is_complex()) and value.dim() >= 2 and value.shape[-2] == length:
             return value[..., start:stop, :]

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 NAN = math.nan
+ALONE = "one token alone"  # the excitation of a replay that is asked for where no other shows anything
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ _CAUSE = {
     "corruption": "values are altered without a simple pattern",
 }
 
+WHEN_ALONE = "only where one token is computed alone, as when a text is generated, whose kernels are others"
+
 
 def suggestion(kind: str, layer: int, site: str, detail: str = "", weights: bool = False, outside: bool = False) -> str:
     """One sentence on the likely cause, with the `detail` that is known, and what to do next; `weights` says that

@@ -58,10 +58,13 @@ class LayerVisit:
         output = hidden_states(self.call.replay(excitation.stream))
         return Response(excitation, output.reshape(excitation.stream.shape))
 
-    def run_part(self, start: int, stop: int, cache: Any) -> None:
-        """Run the layer on tokens `start` to `stop` of its own stream, with a key-value cache for those before."""
-        self.runs += (stop - start) / self.call.tokens
-        part = self.call.part(start, stop, cache)
+    def run_part(self, start: int, stop: int, cache: Any, alone: bool = False) -> None:
+        """Run the layer on tokens `start` to `stop` of its own stream, or of its first sequence `alone`, with a
+        key-value cache for those before.
+        """
+        call = self.call.first_sequence() if alone else self.call
+        self.runs += (stop - start) / self.call.tokens * call.sequences / self.call.sequences
+        part = call.part(start, stop, cache)
         part.replay(part.stream)
 
 

@@ -24,7 +24,9 @@ _KINDS_OF = {
 }
 _MAGNITUDE = ("dead_zone", "saturation", "bias", "noise", "spike")
 # A constant of a module is one number that is there on every call: none of these can be said of it.
-_NOT_OF_CONSTANTS = ("operator", "parameter", "sparsity", "units", "scope", "period", "seed", "every", "rate", "dtype")
+_NOT_OF_CONSTANTS = (
+    *("operator", "parameter", "sparsity", "units", "scope", "period", "seed", "every", "rate", "dtype", "tokens"),
+)
 _NAMED_BITS = ("mantissa", "exponent", "sign", "any")
 
 
@@ -56,6 +58,8 @@ def _check_numbers(fault: Fault) -> None:
         raise UsageError(f"fault every={fault.every} must be 1 or more: 3 acts on each third call")
     if not 0 < fault.rate <= 1:
         raise UsageError(f"fault rate {fault.rate} must be in (0, 1]: it is the probability to act on a call")
+    if fault.tokens < 0:
+        raise UsageError(f"fault tokens {fault.tokens} is negative: give the most tokens that it acts on at once, or 0")
     for name, seed in (("seed", fault.seed), ("draws", fault.draws)):
         if not 0 <= seed < 1 << 64:
             raise UsageError(f"fault {name} {seed} must be in [0, 2**64)")
@@ -91,13 +95,15 @@ def _check_place(fault: Fault) -> None:
         raise UsageError(
             f"a fault without a layer needs as its site the full name of a module outside them, not '{fault.site}'"
         )
-    if fault.parameter and (fault.operator or fault.every > 1 or fault.rate < 1):
-        raise UsageError("a fault on a parameter has neither operator, every nor rate: the weight is always there")
+    if fault.parameter and (fault.operator or fault.every > 1 or fault.rate < 1 or fault.tokens):
+        raise UsageError(
+            "a fault on a parameter has neither operator, every, rate nor tokens: the weight is always there"
+        )
     if fault.scope == "elements" and not (fault.parameter and fault.units):
         raise UsageError("scope 'elements' is for a parameter: give parameter=weight and units=N, how many elements")
     if fault.scope in ("rows", "lanes", "addresses") and fault.sparsity == 1 and not fault.units:
         raise UsageError(
             f"scope '{fault.scope}' with sparsity 1 hits everything: give units=N of each {fault.period}, or a share"
         )
-    if fault.site == "kv_cache" and (fault.operator or fault.parameter):
-        raise UsageError("the site kv_cache has neither operators nor parameters: leave them out")
+    if fault.site == "kv_cache" and (fault.operator or fault.parameter or fault.tokens):
+        raise UsageError("the site kv_cache has neither operators nor parameters nor tokens: leave them out")

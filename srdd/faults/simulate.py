@@ -36,9 +36,9 @@ class ActiveFault:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Corrupt the masked elements of `x`, [..., units]; a value that was NaN before does not count as changed.
-        What the host computes in the device's place, and another dtype than the fault's, are left alone.
+        What the host computes in the device's place, another dtype than the fault's, and more tokens, are left alone.
         """
-        if on_host() or self.fault.dtype not in ("", str(x.dtype).removeprefix("torch.")):
+        if on_host() or not self._concerns(x):
             return x
         self.calls += 1
         if not self._triggered() or x.numel() == 0:  # an expert without a token
@@ -47,6 +47,13 @@ class ActiveFault:
         result = torch.where(self._mask(x), self._corrupt(x), x)
         self.changed += int(((result != x) & ~x.isnan()).sum())
         return result
+
+    def _concerns(self, x: torch.Tensor) -> bool:
+        """Whether the kernels that the fault is tied to compute `x`: of attention [batch, heads, tokens, ...]."""
+        if self.fault.dtype not in ("", str(x.dtype).removeprefix("torch.")):
+            return False
+        tokens = x.shape[0] * x.shape[2] if x.dim() == 4 else x.shape[:-1].numel()
+        return not self.fault.tokens or tokens <= self.fault.tokens
 
     def _triggered(self) -> bool:
         return self.calls % self.fault.every == 0 and (self.fault.rate == 1 or self._trigger.scalar() < self.fault.rate)

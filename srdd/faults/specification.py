@@ -53,7 +53,8 @@ class Fault:
     `absolute` fixes a saturation's threshold at the first batch, `mode` is the way the kind acts ("" for its first),
     `bits` the bits concerned ("14", "0-3", "mantissa", "exponent", "sign"), `value` what stuck_at is stuck at, and
     `attribute` the constant that wrong_constant changes ("" for an epsilon or a scale).
-    `dtype` ties the fault to the kernels of one precision: "bfloat16" leaves float32 alone.
+    `dtype` ties the fault to the kernels of one precision: "bfloat16" leaves float32 alone. `tokens` ties it to the
+    kernels for few rows: with 1 it acts where one token of one sequence is computed alone, as when a text is generated.
     """
 
     kind: str
@@ -77,6 +78,7 @@ class Fault:
     value: float = 0.0
     attribute: str = ""
     dtype: str = ""
+    tokens: int = 0
 
     @property
     def place(self) -> str:

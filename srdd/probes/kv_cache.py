@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache
 
-from hal.errors import one_line
 from hal.kv_cache import Read, transform_cache
-from hal.memory import out_of_memory
+from srdd.decoding import with_cache
 from srdd.measurements import CacheIntegrity
 from srdd.probes.samples import to_host, unit_roundoff
 from srdd.probes.transfer import describe_transfer
@@ -36,37 +33,18 @@ def measure_kv_cache(visit: LayerVisit) -> CacheIntegrity | None:
         accesses.append((stored, returned))
         return returned
 
-    try:
-        with transform_cache(visit.call.layer, note):
-            cache = DynamicCache(config=_config(visit.call.layer))
-            tokens = min(TOKENS, visit.call.tokens, *_windows(cache))
-            if tokens < 2:
-                return None
-            visit.run_part(0, tokens - 1, cache)
-            again = copy.deepcopy(cache)
-            visit.run_part(tokens - 1, tokens, cache)
-            if len(accesses) == 2 and not _intact(accesses):
-                visit.run_part(tokens - 1, tokens, again)
-    except (AttributeError, TypeError, ValueError, LookupError):
-        return None  # a cache that this architecture does not know
-    except RuntimeError as error:
-        if out_of_memory(error):
-            raise
-        visit.notes.append(f"{visit.site}: key-value cache not probed: {one_line(error)}")
-        return None
+    def read_back(cache: DynamicCache, tokens: int) -> None:
+        if tokens < 2:
+            return
+        visit.run_part(0, tokens - 1, cache)
+        again = copy.deepcopy(cache)
+        visit.run_part(tokens - 1, tokens, cache)
+        if len(accesses) == 2 and not _intact(accesses):
+            visit.run_part(tokens - 1, tokens, again)
+
+    with transform_cache(visit.call.layer, note):
+        with_cache(visit, TOKENS, read_back, "key-value cache not probed")
     return _compare(accesses) if len(accesses) in (2, 3) else None
-
-
-def _config(layer: nn.Module) -> Any:
-    """The configuration that a model's parts hold, which says what each layer caches; None where they hold none."""
-    found = (getattr(module, "config", None) for module in layer.modules())
-    config = next((entry for entry in found if isinstance(entry, PreTrainedConfig)), None)
-    return None if config is None else config.get_text_config(decoder=True)
-
-
-def _windows(cache: DynamicCache) -> list[int]:
-    """How many tokens each layer of the cache keeps, where that is limited."""
-    return [layer.sliding_window for layer in cache.layers if hasattr(layer, "sliding_window")]
 
 
 def _stored(accesses: Sequence[tuple[Read, Read]]) -> list[torch.Tensor]:

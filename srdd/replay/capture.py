@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from hal.kv_cache import Read, transform_cache
 from hal.operators import OPERATORS
 from hal.shipped_torch import replacements
+from srdd.replay.cache_reads import CacheReads, reads_in, recorded_cache
 
 _SPELLINGS = {function: name for name, functions in OPERATORS.items() for function in functions}
 
@@ -48,6 +50,11 @@ class ModuleCall:
     stub: bool = False
 
     @property
+    def cache(self) -> CacheReads | None:
+        """What it stored in its key-value cache and read there; None where it was given none."""
+        return reads_in([*self.args, *self.kwargs.values()])
+
+    @property
     def altered(self) -> bool:
         """Whether it made of its arguments, or returned, what its caller would not expect."""
         return self.stub or self.instead is not None
@@ -74,6 +81,7 @@ def record(layer: nn.Module) -> Iterator[list[ModuleCall]]:
     """
     recorder = _Recorder()
     with ExitStack() as handles:
+        handles.enter_context(transform_cache(layer, recorder.access))
         for name, module in layer.named_modules():
             handles.callback(module.register_forward_pre_hook(recorder.enter(name), with_kwargs=True).remove)
             handles.callback(module.register_forward_hook(recorder.leave, always_call=True).remove)
@@ -90,7 +98,8 @@ class _Recorder:
 
     def enter(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            call = ModuleCall(name, host_copy(args), host_copy(kwargs))
+            given = tuple(map(recorded_cache, args)), {key: recorded_cache(value) for key, value in kwargs.items()}
+            call = ModuleCall(name, *host_copy(given))
             (self._open[-1].children if self._open else self.trees).append(call)
             self._open.append(call)
             # A mode for each module: a fault's own mode, entered by an earlier hook, must lie below ours.
@@ -102,6 +111,15 @@ class _Recorder:
     def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self._modes.pop().close()
         self._open.pop().output = host_copy(output)
+
+    def access(self, stored: Read, returned: Read) -> Read:
+        own, read = host_copy((stored, returned))
+        caches = [call.cache for call in self._open]
+        for cache in filter(None, caches):
+            cache.returned.append(read)
+        if caches[-1] is not None:
+            caches[-1].stored += own
+        return returned
 
     def operator(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self._replacements.get(function, function)
@@ -134,15 +152,32 @@ class _OperatorRecorder(TorchFunctionMode):
         return self._recorder.operator(func, args, kwargs or {})
 
 
+def as_batch(calls: Sequence[ModuleCall]) -> ModuleCall | None:
+    """Calls of one module as a single one on all that they were given; None where the module has parts, or they were
+    given anything but one tensor of the same shape.
+    """
+    inputs = [call.args[0] for call in calls if len(call.args) == 1 and not call.kwargs and not call.children]
+    outputs = [call.output for call in calls]
+    if len(inputs) < len(calls) or not all(isinstance(value, torch.Tensor) for value in [*inputs, *outputs]):
+        return None
+    if len({(x.shape, y.shape) for x, y in zip(inputs, outputs, strict=True)}) > 1 or inputs[0].dim() < 2:
+        return None
+    return replace(calls[0], args=(torch.cat(inputs),), output=torch.cat(outputs), operators=[])
+
+
 def host_copy(value: Any) -> Any:
     """`value` with every tensor in it detached and copied to the host, in its own dtype."""
     return map_tensors(value, lambda tensor: tensor.detach().to("cpu", copy=True))
 
 
 def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """Apply `function` to every tensor in nested tuples, lists and dicts; anything else is kept as it is."""
+    """Apply `function` to every tensor in nested tuples, lists and dicts, and to what is read from a recorded cache
+    when it is read; anything else is kept as it is.
+    """
     if isinstance(value, torch.Tensor):
         return function(value)
+    if isinstance(value, CacheReads):
+        return value.changed(function)
     if isinstance(value, dict):
         entries = {key: map_tensors(item, function) for key, item in value.items()}
         # transformers' ModelOutput keeps its kind.

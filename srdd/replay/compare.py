@@ -22,7 +22,7 @@ from srdd.probes.transfer import describe_transfer, excess, largest_excess, no_v
 from srdd.replay.arithmetic import WIDTH, RoundingSpread, WideArithmetic, accumulator_limit, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
 from srdd.replay.drift import UNASKED, Lean, lean, rounding_drift
-from srdd.replay.module import Replay, out_of_range, replay_module, replay_whole
+from srdd.replay.module import Replay, joined, out_of_range, replay_module, replay_whole
 
 DRAWS = (4, 6, 8, 24, 48)  # few draws may understate an element's spread several times: they may acquit, not accuse
 FEW = DRAWS[:3]  # where a module is known to differ
@@ -73,6 +73,22 @@ def compare_call(
     return [own, *(_compare_operator(entry, dtype, seed, draws) for entry in call.operators)]
 
 
+def compare_together(calls: Sequence[ModuleCall], clean: nn.Module, dtype: torch.dtype, seed: int) -> list[Comparison]:
+    """Compare calls of one module, and of its operators, as the rows of one call, where they are alike in shape."""
+    replays = [replay_module(call, clean, unit_roundoff(dtype), seed) for call in calls]
+    found = _together(calls[0].name, "", replays, dtype)
+    if len({tuple(entry.name for entry in call.operators) for call in calls}) == 1:
+        for alike in zip(*(call.operators for call in calls), strict=True):
+            replays = [_replay_operator(entry, dtype, seed) for entry in alike]
+            found += _together(alike[0].module, alike[0].name, replays, dtype)
+    return found
+
+
+def _together(name: str, operator: str, replays: Sequence[Replay], dtype: torch.dtype) -> list[Comparison]:
+    one = joined(replays)
+    return [] if one is None else [_comparison(name, operator, one, _worst(one, dtype, FEW))]
+
+
 def _violation(comparison: Comparison) -> float:
     return comparison.transfer.violation
 
@@ -103,6 +119,11 @@ def within_rounding(replay: Replay, dtype: torch.dtype) -> bool:
 
 
 def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: Sequence[int]) -> Comparison:
+    replay = _replay_operator(call, dtype, seed)
+    return _comparison(call.module, call.name, replay, _worst(replay, dtype, draws))
+
+
+def _replay_operator(call: OperatorCall, dtype: torch.dtype, seed: int) -> Replay:
     def run(arithmetic: WideArithmetic) -> list[torch.Tensor]:
         return tensors_in(_on_host(call, arithmetic))
 
@@ -111,14 +132,13 @@ def _compare_operator(call: OperatorCall, dtype: torch.dtype, seed: int, draws: 
     exact = run(WideArithmetic(limit))
     roundoff = unit_roundoff(dtype)
     actual = tensors_in(call.result)
-    replay = Replay(
+    return Replay(
         exact,
         actual,
         RoundingSpread(run, exact, roundoff, seed, limit, least_rounding(dtype)),
         given,
         leaving=partial(out_of_range, run, exact, actual, dtype),
     )
-    return _comparison(call.module, call.name, replay, _worst(replay, dtype, draws))
 
 
 def compare_mean(call: OperatorCall) -> Comparison | None:

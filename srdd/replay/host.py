@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 from torch import nn
+from transformers import DynamicCache
 
 from hal.clean_layers import CleanLayers
 from hal.model_weights import WeightSource
 from hal.shipped_torch import replaced_in_torch
 from hal.skeleton import foreign_code
 from hal.structure import LayerStack, dotted
-from srdd.measurements import SiteReplay, Subnormals, WeightDamage
+from srdd.decoding import with_cache
+from srdd.measurements import ALONE, SiteReplay, Subnormals, WeightDamage
 from srdd.replay.alike import with_values_alike
 from srdd.replay.capture import ModuleCall, record
 from srdd.replay.compare import Comparison
@@ -25,6 +28,8 @@ from srdd.replay.weights import damaged_weights
 from srdd.walk import LayerVisit
 
 NAMED = 5  # replaced functions that a note names
+CACHED = 64  # tokens at most: a row, unless they are longer
+DECODING = 4  # of them one by one: enough to tell a factor from a sum
 
 
 class HostReplay:
@@ -54,9 +59,10 @@ class HostReplay:
 
     def excite_submodules(self, visit: LayerVisit) -> int:
         """Run each innermost module of the layer on its own input with rows amplified, rows made tiny and rows that
-        raise its units, each direct part on a spiked one and with its last product's units raised, and the layer's and
-        its attention's own arithmetic alone, and replay those runs. A module that differs is asked again, to see
-        whether it errs in the same way. Returns how many times the layer's products were computed, at most.
+        raise its units, each direct part on a spiked one and with its last product's units raised, the layer's and
+        its attention's own arithmetic alone, and the layer on one token, and replay those runs. A module that differs
+        is asked again, to see whether it errs in the same way. Returns how many times the layer's products were
+        computed, at most.
         """
         if self._own_run is None:
             return 0
@@ -69,7 +75,31 @@ class HostReplay:
         self._excite_own(visit, self._own_run)
         for call in self._own_run.walk():
             self._excite_mean(visit, call)
+        self._decode(visit)
         return 2 + self._ask_again(visit)
+
+    def _decode(self, visit: LayerVisit) -> None:
+        """Run the layer on the last tokens of its first sequence one by one, with the keys and values of those before
+        in a cache, as when a text is generated: other kernels may do that. Not asked of a layer that differs already.
+        """
+        if not visit.call.takes_cache() or self._comparisons(visit).differing:
+            return
+        trees: list[ModuleCall] = []
+
+        def one_by_one(cache: DynamicCache, tokens: int) -> None:
+            first = max(tokens - DECODING, 1)
+            visit.run_part(0, first, cache, alone=True)
+            for token in range(first, tokens):
+                with record(visit.call.layer) as recorded:
+                    visit.run_part(token, token + 1, cache, alone=True)
+                trees.extend(recorded)
+
+        with_cache(visit, CACHED, one_by_one, "its work on one token alone not replayed")
+        modules: dict[str, list[ModuleCall]] = defaultdict(list)
+        for call in (call for tree in trees for call in tree.walk()):
+            modules[call.name].append(call)
+        for calls in modules.values():
+            self._comparisons(visit).compare_steps(calls, ALONE)
 
     def weights(self, visit: LayerVisit) -> tuple[WeightDamage, ...] | None:
         """The parameters of the layer that differ from the checkpoint; None without a checkpoint."""

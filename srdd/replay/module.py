@@ -18,22 +18,19 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hal.clean_outside import is_lookup, is_product
-from hal.errors import HalError
 from hal.shipped_torch import torch_as_shipped
 from srdd.probes.samples import least_rounding
 from srdd.replay.accumulation import product_spread
 from srdd.replay.arithmetic import LARGE, Draw, OnlyIEEE, RoundingSpread, WideArithmetic, accumulator_limit, widened
+from srdd.replay.cache_reads import reads_in
 from srdd.replay.capture import ModuleCall, map_tensors, tensors_in, where_given
+from srdd.replay.diverged import ReplayDivergedError
 from srdd.replay.forwards import forwards_replaced
 
 # What masks are filled with.
 _MASKED = (-math.inf, torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min)
 
 _NEARLY = 0.95  # of the largest number: roundings on the way may carry a value beyond it that is just within
-
-
-class ReplayDivergedError(HalError):
-    """The clean copy did not make the calls that the device made, so that the two cannot be compared."""
 
 
 def _nowhere() -> None:
@@ -76,6 +73,38 @@ class Replay:
         return [torch.nan_to_num(actual.double() - exact, posinf=0.0, neginf=0.0) for exact, actual in self.pairs()]
 
 
+def joined(replays: Sequence[Replay]) -> Replay | None:
+    """Replays of calls that are alike as that of one larger batch; None where they are not alike in shape."""
+    shapes = {tuple(value.shape for value in replay.exact) for replay in replays}
+    if len(shapes) > 1 or not all(map(len, next(iter(shapes)))):
+        return None
+
+    def leaving() -> list[torch.Tensor] | None:
+        masks = [replay.out_of_range for replay in replays]
+        if all(mask is None for mask in masks):
+            return None
+        filled = [
+            [torch.zeros_like(value, dtype=torch.bool) for value in replay.exact] if mask is None else mask
+            for replay, mask in zip(replays, masks, strict=True)
+        ]
+        return _stacked(filled)
+
+    return Replay(
+        exact=_stacked([replay.exact for replay in replays]),
+        actual=_stacked([replay.actual for replay in replays]),
+        spread=lambda draws: _stacked([replay.spread(draws) for replay in replays]),
+        given=[tensor for replay in replays for tensor in replay.given],
+        spoilt=any(replay.spoilt for replay in replays),
+        leaving=leaving,
+        whole=any(replay.whole for replay in replays),
+        copied=all(replay.copied for replay in replays),
+    )
+
+
+def _stacked(values: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+    return [torch.cat(list(alike)) for alike in zip(*values, strict=True)]
+
+
 def replay_module(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -> Replay:
     """Replay the module of `call` on its clean copy inside the layer `clean`. Where the copy's calls do not
     match the device's (another kernel for the experts of a mixture), it is replayed as a whole, submodules
@@ -114,6 +143,7 @@ def replay_own(call: ModuleCall, clean: nn.Module, roundoff: float, seed: int) -
 
 def _replay(call: ModuleCall, roundoff: float, seed: int, run: Draw, actual: list[torch.Tensor]) -> Replay:
     given = [*call.handed(), *(tensor for child in call.children for tensor in tensors_in(child.output))]
+    given += [tensor for read in call.cache.returned for tensor in read] if call.cache and call.cache.stored else []
     limit, dtype = accumulator_limit([*call.handed(), *actual]), _dtype_of(call)
     exact = run(WideArithmetic(limit))
     if len(exact) != len(actual) or any(a.shape != b.shape for a, b in zip(exact, actual, strict=True)):
@@ -151,9 +181,10 @@ def out_of_range(
 def _run_own(call: ModuleCall, clean: nn.Module, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:
     """The module's own arithmetic: what its submodules return is taken from the device."""
     with _substituted(call, clean, arithmetic.given) as handed:
-        output = _forward(call, module, arithmetic)
+        output, stored = _forward(call, module, arithmetic)
     # The order of the device's calls, whatever order the copy made them in.
-    return [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *_returned(call, output)]
+    own = [*(tensor for index in range(len(call.children)) for tensor in handed[index]), *_returned(call, output)]
+    return [*own, *stored]
 
 
 @dataclass(frozen=True)
@@ -224,7 +255,7 @@ def _sixteen_bit(call: ModuleCall) -> torch.Tensor | None:
 
 
 def _run_whole(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) -> list[torch.Tensor]:
-    return _returned(call, _forward(call, module, arithmetic))
+    return _returned(call, _forward(call, module, arithmetic)[0])
 
 
 def _returned(call: ModuleCall, output: Any) -> list[torch.Tensor]:
@@ -232,9 +263,13 @@ def _returned(call: ModuleCall, output: Any) -> list[torch.Tensor]:
     return tensors_in(where_given(output, call.output))
 
 
-def _forward(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) -> Any:
+def _forward(call: ModuleCall, module: nn.Module, arithmetic: WideArithmetic) -> tuple[Any, list[torch.Tensor]]:
+    """What the module returns, and what it stores in its cache."""
     with torch_as_shipped(), torch.no_grad(), arithmetic, sdpa_kernel(SDPBackend.MATH), _limits_of(_dtype_of(call)):
-        return module(*map_tensors(call.args, arithmetic.given), **map_tensors(call.kwargs, arithmetic.given))
+        args, kwargs = map_tensors((call.args, call.kwargs), arithmetic.given)
+        output = module(*args, **kwargs)
+        cache = reads_in([*args, *kwargs.values()])
+        return output, cache.stored if cache else []
 
 
 def _dtype_of(call: ModuleCall) -> torch.dtype:
@@ -260,8 +295,11 @@ def _limits_of(dtype: torch.dtype) -> Iterator[None]:
 
 
 def own_values(call: ModuleCall) -> list[torch.Tensor]:
-    """What the device's module made by its own arithmetic: what it handed to each submodule, then what it returned."""
-    return [*(tensor for child in call.children for tensor in child.handed()), *tensors_in(call.output)]
+    """What the device's module made by its own arithmetic: what it handed to each submodule, then what it returned, and
+    what it stored in its cache.
+    """
+    own = [*(tensor for child in call.children for tensor in child.handed()), *tensors_in(call.output)]
+    return [*own, *(call.cache.stored if call.cache else [])]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from hal.clean_outside import CleanOutside, is_lookup, is_product, is_table
 from hal.model_weights import WeightSource
 from hal.shipped_torch import torch_as_shipped
 from hal.structure import LayerStack
-from srdd.measurements import LayerMeasurement, SiteReplay, WeightDamage
+from srdd.measurements import ALONE, LayerMeasurement, SiteReplay, WeightDamage
 from srdd.probes.samples import unit_roundoff
 from srdd.replay.arithmetic import WeightsNotHeldError
 from srdd.replay.capture import ModuleCall, map_tensors, tensors_in
@@ -97,6 +97,9 @@ class OutsideReplay:
             compare = self._compare_table
         runs = _runs(part, call, is_product(module))
         wrong = [compare(part, run, layer, excitation) for run, excitation in runs]
+        if call.name not in self._sites[layer].differing:
+            (alone,) = run_part(part.module, _one_token(call), part.device, unchanged)
+            wrong.append(compare(part, alone, layer, ALONE))
         if any(wrong):
             self._sites[layer].repeats(call.name, _repeats(part, call))
 
@@ -132,7 +135,7 @@ class OutsideReplay:
         """Compare a matrix product, some of its units at a time; whether it differs anywhere."""
         output: torch.Tensor = call.output
         units = output.shape[-1]
-        step = max(ELEMENTS * units // max(output.numel(), 1), 1)
+        step = max(ELEMENTS // max(output.numel() // units, EXCITED_ROWS), 1)
         wrong = False
         for start in range(0, units, step):
             some = slice(start, start + step)
@@ -249,6 +252,18 @@ def _fewer_rows(call: ModuleCall) -> ModuleCall:
     """A product's call with some of its rows, evenly spread."""
     rows = call.args[0].reshape(-1, call.args[0].shape[-1])
     return replace(call, args=(rows[:: -(-rows.shape[0] // EXCITED_ROWS)],))
+
+
+def _one_token(call: ModuleCall) -> ModuleCall:
+    """The call for the last token of its first sequence, as when a text is generated: other kernels may do that."""
+    args, kwargs = map_tensors((call.args, call.kwargs), _last_token)
+    return replace(call, args=args, kwargs=kwargs)
+
+
+def _last_token(x: torch.Tensor) -> torch.Tensor:
+    if x.dim() < 2 or (x.dim() == 2 and x.is_floating_point()):
+        return x[-1:] if x.dim() else x
+    return x[:1, -1:]
 
 
 def _reads(module: nn.Module, call: ModuleCall, x: torch.Tensor) -> bool:

@@ -14,8 +14,8 @@ from torch import nn
 from hal.structure import dotted
 from srdd.replay.capture import ModuleCall, map_tensors, record
 from srdd.replay.constants import constants_of
+from srdd.replay.diverged import ReplayDivergedError
 from srdd.replay.forwards import forwards_replaced
-from srdd.replay.module import ReplayDivergedError
 from srdd.replay.raised import Raise, raising
 
 AMPLIFICATION = -(2.0**6)  # of a submodule's input: larger than its data, and of the other sign

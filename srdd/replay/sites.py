@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,11 +18,21 @@ from hal.structure import dotted
 from srdd.measurements import SiteReplay, WrongConstant
 from srdd.probes.samples import unit_roundoff
 from srdd.replay.alike import mean_of
-from srdd.replay.capture import ModuleCall
-from srdd.replay.compare import DRAWS, FEW, Comparison, compare_call, compare_mean, violating, within_rounding
+from srdd.replay.capture import ModuleCall, as_batch
+from srdd.replay.compare import (
+    DRAWS,
+    FEW,
+    Comparison,
+    compare_call,
+    compare_mean,
+    compare_together,
+    violating,
+    within_rounding,
+)
 from srdd.replay.constants import explains, repairing_constant
+from srdd.replay.diverged import ReplayDivergedError
 from srdd.replay.drift import strongest
-from srdd.replay.module import ReplayDivergedError, replay_module
+from srdd.replay.module import replay_module
 from srdd.replay.part import run_part, unchanged
 from srdd.replay.repeat import errs_alike
 from srdd.site_names import OF_INPUT, OF_OUTPUT
@@ -101,11 +111,32 @@ class SiteComparisons:
         if comparisons and (violation := comparisons[0].transfer.violation) > 1:
             self._wrong[call.name].append((violation, call))
 
+    def compare_steps(self, calls: Sequence[ModuleCall], excitation: str) -> None:
+        """Compare calls of one module that were made one after another under `excitation`: all at once, where that can
+        be done and shows nothing, otherwise one by one, and, where they differ, as the rows of one.
+        """
+        name, once = calls[0].name, as_batch(calls)
+        found = None if once is None else self._unless_it_differs(once)
+        if found is not None:
+            self.keep([found], excitation)
+            return
+        for call in calls:
+            self.compare(call, excitation)
+        if name in self.differing:
+            with noted(self.notes, f"{self._part.full_name(name)}: not compared together"), torch_as_shipped():
+                self.keep(compare_together(calls, self._clean, self._part.dtype, self._seed), excitation)
+
     def compare_mean(self, call: ModuleCall, excitation: str) -> None:
         """Ask which way the operator leans by which the module of `call` took a mean of values equal in every row."""
         mean = mean_of(call)
         found = None if mean is None else compare_mean(mean)
         self.keep([] if found is None else [found], excitation)
+
+    def _unless_it_differs(self, call: ModuleCall) -> Comparison | None:
+        with suppress(*_OTHER_CODE), torch_as_shipped():
+            (found, *_) = compare_call(call, self._clean, self._part.dtype, self._seed, DRAWS, drift=False)
+            return found if found.transfer.violation <= 1 else None
+        return None
 
     def keep(self, comparisons: list[Comparison], excitation: str) -> None:
         """Count comparisons that were made elsewhere."""
@@ -115,6 +146,11 @@ class SiteComparisons:
     def whole(self, name: str) -> bool:
         """Whether a site was replayed as a whole, its submodules on the host."""
         return any(comparison.whole for _, comparison in self._found.get((name, "", False), ()))
+
+    @property
+    def differing(self) -> set[str]:
+        """The modules of which a call differed by more than rounding."""
+        return {entry.name for found in self._found.values() for _, entry in found if entry.transfer.violation > 1}
 
     def repeats(self, name: str, alike: bool) -> None:
         """Say of a site that was compared elsewhere whether it errs alike each time."""
@@ -134,8 +170,8 @@ class SiteComparisons:
     def _errs_alike(self, call: ModuleCall) -> bool | None:
         """Whether a module errs in the same way when it is called again as in `call`."""
         roundoff = unit_roundoff(self._part.dtype)
-        again = run_part(self._part.module, call, self._part.device, unchanged)
         try:
+            again = run_part(self._part.module, call, self._part.device, unchanged)
             first, second = (replay_module(entry, self._clean, roundoff, self._seed) for entry in (call, *again))
         except ReplayDivergedError:
             return False

@@ -172,6 +172,32 @@ def test_a_part_of_a_call_is_cut_along_the_tokens(layout):
     assert given["past_key_values"] == "cache"
 
 
+@pytest.mark.parametrize("layout", [name for name in PARTS if name != "rows of tokens"])
+def test_the_first_of_several_sequences_can_be_called_alone(layout):
+    stream, tokens = PARTS[layout]
+    axis = len(tokens) - 2
+    sequences = stream.shape[axis]
+    given = {
+        "position_ids": torch.arange(5)[None],
+        "rotations": {"main": (torch.randn(1, 5, 4), torch.randn(5, 4))},
+        "attention_mask": torch.ones(sequences, 1, 5, 5),
+        "alibi": torch.randn(sequences * 4, 1, 5),
+        "per_layer": [torch.randn(sequences, 5, 6)],
+    }
+    call = capture_call(Spy(), (stream,), given)
+    assert call.sequences == sequences
+    first = call.first_sequence()
+    seen = first.replay(first.stream)
+    assert torch.equal(first.stream, stream.narrow(axis, 0, 1))
+    assert first.sequences == 1
+    assert first.first_sequence() is first
+    assert torch.equal(seen["alibi"], given["alibi"][:4])
+    assert torch.equal(seen["attention_mask"], given["attention_mask"][:1])
+    assert torch.equal(seen["per_layer"][0], given["per_layer"][0][:1])
+    assert torch.equal(seen["position_ids"], given["position_ids"])
+    assert [tensor.shape for tensor in seen["rotations"]["main"]] == [(1, 5, 4), (5, 4)]
+
+
 class Spy(nn.Module):
     """A layer that returns what it was given by name."""
 

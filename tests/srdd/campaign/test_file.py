@@ -10,7 +10,7 @@ from srdd.trials import chance_missed
 
 
 def test_the_campaigns_that_ship_with_the_package():
-    assert shipped() == ["core", "glitches", "outside", "quick", "standard"]
+    assert shipped() == ["core", "decoding", "glitches", "outside", "quick", "standard"]
 
 
 @pytest.mark.parametrize("name", ["core", "quick", "standard"])
@@ -45,6 +45,13 @@ def test_what_is_outside_has_a_campaign_of_its_own(structure):
     faults = [case.fault for case in expand(read_campaign("outside"), structure, None) if case.fault]
     assert {fault.layer for fault in faults} == {None}
     assert {fault.site for fault in faults} == set(structure.outside)
+
+
+def test_what_is_wrong_with_one_token_has_a_campaign_of_its_own(structure):
+    cases = expand(read_campaign("decoding"), structure, None)
+    assert {case.fault.tokens for case in cases if case.fault} == {1}
+    assert {case.fault.layer for case in cases if case.fault} == {None, *range(len(structure.sites))}
+    assert any(case.fault is None for case in cases)
 
 
 def test_glitches_run_each_layer_often_enough_to_meet_them(structure):
@@ -84,7 +91,8 @@ def test_a_file_that_breaks_the_form_is_named_with_the_place(write, entries, mes
 
 def test_a_file_that_is_not_there_or_not_json_is_named(tmp_path):
     with pytest.raises(
-        UsageError, match="no campaign 'standart': give a file, or one of core, glitches, outside, quick, standard"
+        UsageError,
+        match="no campaign 'standart': give a file, or one of core, decoding, glitches, outside, quick, standard",
     ):
         read_campaign("standart")
     with pytest.raises(UsageError, match=r"cannot read campaign .*none\.json: No such file"):
