@@ -153,7 +153,7 @@ def _detail(kind: str, layer: LayerMeasurement, failed: Sequence[SiteReplay]) ->
     site = telling_site(layer, failed)
     if site is None:
         return ""
-    if site.excitation == ALONE:
+    if failed and site.excitation == ALONE:
         return WHEN_ALONE
     if kind == "wrong_constant" and site.constant:
         return describe_constant(site.constant)
