@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,7 +85,8 @@ class LayerCall:
         """The same call for the first of its sequences alone."""
         if self.sequences == 1:
             return self
-        args, kwargs = _first((self._args, self._kwargs), self.sequences, self.tokens)
+        first = partial(_first, sequences=self.sequences, length=self.tokens)
+        args, kwargs = _each((self._args, self._kwargs), first)
         stream = self.stream.narrow(self._token_axis - 1, 0, 1)
         return replace(self, stream=stream, _args=args, _kwargs=kwargs)
 
@@ -91,7 +94,8 @@ class LayerCall:
         """The same call for tokens `start` to `stop` of the stream alone, with `cache` for the key-value cache that
         holds those before: positions and masks are cut to match.
         """
-        args, kwargs = _cut((self._args, self._kwargs), self.tokens, start, stop)
+        cut = partial(_cut, length=self.tokens, start=start, stop=stop)
+        args, kwargs = _each((self._args, self._kwargs), cut)
         kwargs |= dict.fromkeys((name for name in CACHE_ARGUMENTS if name in kwargs), cache)
         if "use_cache" in kwargs:
             kwargs["use_cache"] = True
@@ -190,37 +194,36 @@ def _put(args: list[Any], kwargs: dict[str, Any], place: _Place, value: torch.Te
         args[place] = value
 
 
-def _first(value: Any, sequences: int, length: int) -> Any:
-    """Nested arguments with the first of several sequences alone where their first dimension counts those, or, as
-    that of ALiBi's slopes does, [sequences * heads, 1, tokens], their heads.
-    """
+def _each(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Nested arguments with `function` applied to each tensor."""
     if isinstance(value, torch.Tensor):
-        heads = value.dim() == 3 and value.shape[0] % sequences == 0 and value.shape[0] != length
-        counted = heads or (value.dim() > 1 and value.shape[0] == sequences)
-        return value[: value.shape[0] // sequences] if counted else value
+        return function(value)
     if type(value) is dict:
-        return {key: _first(item, sequences, length) for key, item in value.items()}
+        return {key: _each(item, function) for key, item in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(_first(item, sequences, length) for item in value)
+        return type(value)(_each(item, function) for item in value)
     return value
 
 
-def _cut(value: Any, length: int, start: int, stop: int) -> Any:
-    """Nested arguments with the token dimension cut: the last two of a mask, [batch, heads, queries, keys] or without
-    heads, the last but one of activations and rotations, the last of positions.
+def _first(x: torch.Tensor, sequences: int, length: int) -> torch.Tensor:
+    """The first of several sequences alone where the first dimension counts those, or, as that of ALiBi's slopes does,
+    [sequences * heads, 1, tokens], their heads.
     """
-    if isinstance(value, torch.Tensor):
-        dimensions = 4 if value.is_floating_point() else 3  # of which activations have three
-        if value.dim() >= dimensions and value.shape[-1] == value.shape[-2] == length:
-            return value[..., start:stop, :stop]
-        if (value.is_floating_point() or value.is_complex()) and value.dim() >= 2 and value.shape[-2] == length:
-            return value[..., start:stop, :]
-        return value[..., start:stop] if value.dim() and value.shape[-1] == length else value
-    if type(value) is dict:
-        return {key: _cut(item, length, start, stop) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_cut(item, length, start, stop) for item in value)
-    return value
+    heads = x.dim() == 3 and x.shape[0] % sequences == 0 and x.shape[0] != length
+    counted = heads or (x.dim() > 1 and x.shape[0] == sequences)
+    return x[: x.shape[0] // sequences] if counted else x
+
+
+def _cut(x: torch.Tensor, length: int, start: int, stop: int) -> torch.Tensor:
+    """The tensor with the token dimension cut: the last two of a mask, [batch, heads, queries, keys] or without heads,
+    the last but one of activations and rotations, the last of positions.
+    """
+    dimensions = 4 if x.is_floating_point() else 3  # of which activations have three
+    if x.dim() >= dimensions and x.shape[-1] == x.shape[-2] == length:
+        return x[..., start:stop, :stop]
+    if (x.is_floating_point() or x.is_complex()) and x.dim() >= 2 and x.shape[-2] == length:
+        return x[..., start:stop, :]
+    return x[..., start:stop] if x.dim() and x.shape[-1] == length else x
 
 
 def moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:

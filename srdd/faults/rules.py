@@ -25,7 +25,17 @@ _KINDS_OF = {
 _MAGNITUDE = ("dead_zone", "saturation", "bias", "noise", "spike")
 # A constant of a module is one number that is there on every call: none of these can be said of it.
 _NOT_OF_CONSTANTS = (
-    *("operator", "parameter", "sparsity", "units", "scope", "period", "seed", "every", "rate", "dtype", "tokens"),
+    "operator",
+    "parameter",
+    "sparsity",
+    "units",
+    "scope",
+    "period",
+    "seed",
+    "every",
+    "rate",
+    "dtype",
+    "tokens",
 )
 _NAMED_BITS = ("mantissa", "exponent", "sign", "any")
 

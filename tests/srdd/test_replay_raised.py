@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 import srdd
 from srdd.faults import Fault, simulate
 from srdd.replay.capture import ModuleCall, record
-from srdd.replay.module import ReplayDivergedError
+from srdd.replay.diverged import ReplayDivergedError
 from srdd.replay.part import run_part, unchanged
 from srdd.replay.raised import OUTSTANDING, raising, with_results_raised, with_units_raised
 

@@ -61,6 +61,8 @@ def assert_same(streamed, loaded):
     for row, same in zip((*one["layers"], *one["outside"]), (*other["layers"], *other["outside"]), strict=True):
         assert row.pop("score", 0.0) == pytest.approx(same.pop("score", 0.0), rel=0.05)
         for site, again in zip(row.pop("replay") or (), same.pop("replay") or (), strict=True):
+            assert (site["site"], site["operator"]) == (again["site"], again["operator"])
+            assert site["transfer"]["violation"] == pytest.approx(again["transfer"]["violation"], abs=0.1, rel=0.05)
             assert site == again or ALONE in (site["excitation"], again["excitation"])
     assert one == other
 
