@@ -20,7 +20,8 @@ from srdd.measurements import ALONE, SiteReplay, Subnormals, WeightDamage
 from srdd.replay.alike import with_values_alike
 from srdd.replay.capture import ModuleCall, record
 from srdd.replay.compare import Comparison
-from srdd.replay.part import AMPLIFIED, RAISED, SPIKED, Change, excitations, run_part, unchanged
+from srdd.replay.masked import with_tokens_masked
+from srdd.replay.part import AMPLIFIED, MASKED, RAISED, SPIKED, Change, excitations, run_part, unchanged
 from srdd.replay.raised import with_results_raised, with_units_raised
 from srdd.replay.sites import Part, SiteComparisons, coarsest_dtype, noted
 from srdd.replay.subnormal import count_flushed, flushes, subnormal_rows, with_subnormal_results
@@ -60,9 +61,9 @@ class HostReplay:
     def excite_submodules(self, visit: LayerVisit) -> int:
         """Run each innermost module of the layer on its own input with rows amplified, rows made tiny and rows that
         raise its units, each direct part on a spiked one and with its last product's units raised, the layer's and
-        its attention's own arithmetic alone, and the layer on one token, and replay those runs. A module that differs
-        is asked again, to see whether it errs in the same way. Returns how many times the layer's products were
-        computed, at most.
+        its attention's own arithmetic alone, the latter also with tokens masked, and the layer on one token, and replay
+        those runs. A module that differs is asked again, to see whether it errs in the same way. Returns how many times
+        the layer's products were computed, at most.
         """
         if self._own_run is None:
             return 0
@@ -75,6 +76,8 @@ class HostReplay:
         self._excite_own(visit, self._own_run)
         for call in self._own_run.walk():
             self._excite_mean(visit, call)
+        for call in self._own_run.walk():
+            self._excite_mask(visit, call)
         self._decode(visit)
         return 2 + self._ask_again(visit)
 
@@ -129,10 +132,10 @@ class HostReplay:
         if call is None:
             return
         if flushes(visit.call.stream):
-            self._run_alone(visit, call, unchanged, lambda _: None)
+            self._run_alone(visit, call, RAISED)
             return
         call, change = with_subnormal_results(call, self._seed), partial(subnormal_rows, seed=self._seed)
-        self._run_alone(visit, call, change, partial(self._count_flushed, visit))
+        self._run_alone(visit, call, RAISED, change, partial(self._count_flushed, visit))
 
     def _count_flushed(self, visit: LayerVisit, tree: ModuleCall) -> None:
         self.subnormals = count_flushed(tree, self._clean_of(visit))
@@ -142,16 +145,30 @@ class HostReplay:
         call = None if self._comparisons(visit).whole(own.name) else with_values_alike(own)
         if call is not None:
             asked = partial(self._comparisons(visit).compare_mean, excitation=RAISED)
-            self._run_alone(visit, call, unchanged, asked)
+            self._run_alone(visit, call, RAISED, asked=asked)
+
+    def _excite_mask(self, visit: LayerVisit, own: ModuleCall) -> None:
+        """Run an attention's own arithmetic, and nothing below it, on sequences of different lengths, which need a
+        mask. Not asked of a layer that differs already.
+        """
+        call = None if self._comparisons(visit).differing else with_tokens_masked(visit.call.layer, own)
+        if call is not None:
+            self._run_alone(visit, call, MASKED)
 
     def _run_alone(
-        self, visit: LayerVisit, call: ModuleCall, change: Change, asked: Callable[[ModuleCall], None]
+        self,
+        visit: LayerVisit,
+        call: ModuleCall,
+        excitation: str,
+        change: Change = unchanged,
+        asked: Callable[[ModuleCall], None] | None = None,
     ) -> None:
         """Run a module whose parts are stubs on the device, replay what it made of them, and hand it on to `asked`."""
         with noted(self.notes, f"{dotted(visit.site, call.name)}: its own arithmetic not run alone"):
             for tree in run_part(visit.call.layer, call, visit.call.stream.device, change):
-                self._compare_tree(visit, tree, RAISED)
-                asked(tree)
+                self._compare_tree(visit, tree, excitation)
+                if asked is not None:
+                    asked(tree)
 
     def _ask_again(self, visit: LayerVisit) -> int:
         """Call each module that differs once more; returns how many times the layer's work was done, at most."""
