@@ -47,28 +47,42 @@ def host_attention(
     """The attention that `module`'s own file calls eager, of `query`, [batch, heads, rows, size], and `key` and
     `value`, [batch, key heads, columns, size]. A kernel may have been told by flags what eager is told by a mask: where
     `attention_mask` is none of [batch, heads, rows, columns], the mask is made from `is_causal`, `sliding_window` and
-    the columns that a mask of [batch, columns] leaves.
+    the tokens that a mask of [batch, columns] leaves; for a row that is none of those, flash attention returns zeros.
     """
     eager = _eager_of(module)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    tokens = None
     if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4:
         visible = attention_mask
     else:
         visible = _visible(query, key, causal, sliding_window)
         if isinstance(attention_mask, torch.Tensor):
-            visible = visible & attention_mask[:, None, None, -key.shape[-2] :].bool()
+            tokens = attention_mask[:, -key.shape[-2] :].bool()
+            visible = visible & tokens[:, None, None]
     mask = _added(visible, query.dtype) if visible.dtype == torch.bool else visible
-    return eager(module, query, key, value, mask, is_causal=causal, sliding_window=sliding_window, **options)
+    output, weights = eager(module, query, key, value, mask, is_causal=causal, sliding_window=sliding_window, **options)
+    if tokens is not None:
+        output = output.masked_fill(~tokens[:, -query.shape[-2] :, None, None], 0.0)
+    return output, weights
+
+
+def falls_back_on_eager(module: nn.Module) -> bool:
+    """Whether the module is an attention that is computed by a kernel of the user's choice, or else by eager code."""
+    return bool(_eager_names(module))
 
 
 def _eager_of(module: nn.Module) -> Callable[..., tuple[torch.Tensor, Any]]:
     """The function that `module` falls back on for eager attention; files name it with this ending."""
-    forward = inspect.unwrap(type(module).forward)
-    names = [name for name in forward.__code__.co_names if name.endswith("eager_attention_forward")]
+    names = _eager_names(module)
     if not names:
         raise LookupError(f"{type(module).__name__} has no eager attention of its own")
-    eager: Callable[..., tuple[torch.Tensor, Any]] = forward.__globals__[names[0]]
+    eager: Callable[..., tuple[torch.Tensor, Any]] = inspect.unwrap(type(module).forward).__globals__[names[0]]
     return eager
+
+
+def _eager_names(module: nn.Module) -> list[str]:
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return [name for name in getattr(code, "co_names", ()) if name.endswith("eager_attention_forward")]
 
 
 def _visible(query: torch.Tensor, key: torch.Tensor, causal: bool, window: int | None) -> torch.Tensor:

@@ -11,9 +11,9 @@ from statistics import median
 from srdd import thresholds
 from srdd.classify import layer_kind, telling_site, weight_kind
 from srdd.evidence import Evidence, in_common, known_differences, violating_sites, weigh
-from srdd.measurements import ALONE, LayerMeasurement, Measurements, SiteReplay
+from srdd.measurements import LayerMeasurement, Measurements, SiteReplay
 from srdd.site_names import OF_INPUT, lies_in
-from srdd.suggest import WHEN_ALONE, describe_constant, describe_damage, describe_factor, suggestion
+from srdd.suggest import ONLY_WHERE, describe_constant, describe_damage, describe_factor, suggestion
 
 OUTSIDE = "outside the layers"
 
@@ -153,8 +153,8 @@ def _detail(kind: str, layer: LayerMeasurement, failed: Sequence[SiteReplay]) ->
     site = telling_site(layer, failed)
     if site is None:
         return ""
-    if failed and site.excitation == ALONE:
-        return WHEN_ALONE
+    if failed and site.excitation in ONLY_WHERE:
+        return ONLY_WHERE[site.excitation]
     if kind == "wrong_constant" and site.constant:
         return describe_constant(site.constant)
     return describe_factor(site.factor) if kind == "scale" and not math.isnan(site.factor) else ""

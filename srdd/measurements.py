@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass
 
 NAN = math.nan
-ALONE = "one token alone"  # the excitation of a replay that is asked for where no other shows anything
+# Excitations of a replay that are asked for where no other shows anything.
+ALONE, MASKED = "one token alone", "tokens masked"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srdd.measurements import WeightDamage, WrongConstant
+from srdd.measurements import ALONE, MASKED, WeightDamage, WrongConstant
 from srdd.site_names import OF_INPUT, OF_OUTPUT
 
 _CAUSE = {
@@ -25,7 +25,10 @@ _CAUSE = {
     "corruption": "values are altered without a simple pattern",
 }
 
-WHEN_ALONE = "only where one token is computed alone, as when a text is generated, whose kernels are others"
+ONLY_WHERE = {
+    ALONE: "only where one token is computed alone, as when a text is generated, whose kernels are others",
+    MASKED: "only where sequences are of different lengths, as in a padded batch: look at the mask's form",
+}
 
 
 def suggestion(kind: str, layer: int, site: str, detail: str = "", weights: bool = False, outside: bool = False) -> str:

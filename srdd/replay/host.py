@@ -16,12 +16,12 @@ from hal.shipped_torch import replaced_in_torch
 from hal.skeleton import foreign_code
 from hal.structure import LayerStack, dotted
 from srdd.decoding import with_cache
-from srdd.measurements import ALONE, SiteReplay, Subnormals, WeightDamage
+from srdd.measurements import ALONE, MASKED, SiteReplay, Subnormals, WeightDamage
 from srdd.replay.alike import with_values_alike
 from srdd.replay.capture import ModuleCall, record
 from srdd.replay.compare import Comparison
 from srdd.replay.masked import with_tokens_masked
-from srdd.replay.part import AMPLIFIED, MASKED, RAISED, SPIKED, Change, excitations, run_part, unchanged
+from srdd.replay.part import AMPLIFIED, RAISED, SPIKED, Change, excitations, run_part, unchanged
 from srdd.replay.raised import with_results_raised, with_units_raised
 from srdd.replay.sites import Part, SiteComparisons, coarsest_dtype, noted
 from srdd.replay.subnormal import count_flushed, flushes, subnormal_rows, with_subnormal_results

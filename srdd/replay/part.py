@@ -22,7 +22,6 @@ AMPLIFICATION = -(2.0**6)  # of a submodule's input: larger than its data, and o
 TINY = 2.0**-10  # root mean square of a row whose square is what most normalisations add an epsilon to
 
 AMPLIFIED, SPIKED, RAISED = "amplified and tiny part", "spiked part", "parts' results raised"
-MASKED = "tokens masked"
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 

@@ -9,7 +9,7 @@ from transformers import GPTJConfig, GPTJForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from hal.host_attention import HOST_ATTENTION, host_attention, host_implementation
+from hal.host_attention import HOST_ATTENTION, falls_back_on_eager, host_attention, host_implementation
 from hal.structure import find_layer_stack
 
 BATCH, HEADS, KEY_HEADS, SIZE = 2, 4, 2, 16
@@ -60,6 +60,7 @@ def test_columns_that_a_mask_of_tokens_leaves_out_are_left_out(attention):
     wanted = expected(query, key, value, visible)
     torch.testing.assert_close(output[0], wanted[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(output[1, 4:], wanted[1, 4:], rtol=1e-5, atol=1e-5)
+    assert not output[1, :4].any()  # as flash attention leaves them
 
 
 @pytest.mark.parametrize("added", [True, False], ids=["numbers", "true or false"])
@@ -70,6 +71,12 @@ def test_a_mask_of_rows_and_columns_is_all_that_counts(attention, added):
     mask = torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, -1e30) if added else visible
     output, _ = host_attention(attention, query, key, value, mask, is_causal=True, sliding_window=2, scaling=SIZE**-0.5)
     torch.testing.assert_close(output, expected(query, key, value, visible), rtol=1e-5, atol=1e-5)
+
+
+def test_an_attention_whose_kernel_can_be_chosen_falls_back_on_eager_code(attention, make_model):
+    assert falls_back_on_eager(attention)
+    assert not falls_back_on_eager(attention.q_proj)
+    assert not falls_back_on_eager(find_layer_stack(make_model("qwen2", layers=1)).layers[0])
 
 
 def test_transformers_own_attention_stands_for_itself(make_model):

@@ -129,6 +129,31 @@ def test_outside_a_kernels_limits_the_default_is_used(npu, monkeypatch, name, ar
     assert torch.equal(npu.ops.get(name)(*moved).cpu(), CATALOGUE[name].default(*values))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_fusion_attention_of_sequences_of_different_lengths(device, dtype, random, causal):
+    heads, groups, width, lengths = 4, 2, 8, (6, 2, 4)
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+
+    def apart(call, q, k, v):
+        pieces = zip(*(x.split(lengths, 2) for x in (q, k, v)), strict=True)
+        return torch.cat([call(*piece) for piece in pieces], 2)
+
+    def fused(q, k, v):
+        mask = torch.ones(2048, 2048, dtype=torch.bool, device=device).triu(1) if causal else None
+        options = {"atten_mask": mask, "sparse_mode": 3 if causal else 0, "scale": width**-0.5}
+        inputs = [x[0].transpose(0, 1).contiguous() for x in (q, k, v)]
+        call = torch.ops.npu.npu_fusion_attention
+        output = call(*inputs, heads, "TND", actual_seq_qlen=ends, actual_seq_kvlen=ends, **options)[0]
+        return output.transpose(0, 1)[None]
+
+    def plain(q, k, v):
+        return apart(lambda *piece: attention(*piece, causal=causal), q, k, v)
+
+    total = sum(lengths)
+    key, value = random(1, groups, total, width), random(1, groups, total, width)
+    compare(device, dtype, fused, plain, random(1, heads, total, width), key, value)
+
+
 def test_attention_dropout_is_refused_by_the_simulator(device):
     q = torch.ones(1, 1, 2, 8, device=device)
     with pytest.raises(NotImplementedError, match="attention dropout"):

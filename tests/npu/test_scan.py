@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from transformers.integrations import npu_flash_attention
 
 import srdd
 from hal.errors import UsageError
@@ -87,6 +88,26 @@ def test_transformers_flash_attention_on_npu_does_not_know_windows(model_on_npu,
     for finding in report.findings:
         assert finding.site.endswith(".self_attn")
         assert "sliding_window, configured as 16, is ignored" in finding.suggestion
+
+
+def test_a_kernel_that_mixes_sequences_of_different_lengths_is_found(model_on_npu, npu, monkeypatch):
+    """As transformers calls it for a padded batch: a scan's rows are all of one length, and would not meet it."""
+    shipped = npu_flash_attention.npu_fusion_attention
+
+    def mixing(*inputs, actual_seq_qlen=None, actual_seq_kvlen=None, **options):
+        if actual_seq_qlen is None:
+            return shipped(*inputs, **options)
+        ends = {"actual_seq_qlen": actual_seq_qlen[-1:], "actual_seq_kvlen": actual_seq_kvlen[-1:]}
+        return shipped(*inputs, **ends, **options)
+
+    model = model_on_npu("qwen2", torch.bfloat16)
+    model.set_attn_implementation("flash_attention_2")
+    assert srdd.scan(model, backend=npu).verdict == "healthy"
+    monkeypatch.setattr(npu_flash_attention, "npu_fusion_attention", mixing)
+    report = srdd.scan(model, backend=npu)
+    assert {finding.site for finding in report.findings} == {
+        find_layer_stack(model).site(index) + ".self_attn" for index in range(model.config.num_hidden_layers)
+    }
 
 
 @pytest.mark.parametrize("level", ["quick", "full"])

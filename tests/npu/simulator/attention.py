@@ -11,6 +11,7 @@ from simulator.kernels_in_python import kernel
 
 # What each layout of (batch, sequence, heads, head size) needs to become batch, heads, sequence, head size.
 _HEADS_FOLDED = {"BSH": (0, 2, 1, 3), "SBH": (1, 2, 0, 3)}
+_TOKENS = "TND"  # sequences of any lengths one behind the other
 _LEFT_UPPER_CAUSAL, _RIGHT_DOWN_CAUSAL = 2, 3
 # The kernel repeats each row's softmax statistics to fill a 32-byte block.
 _STATISTICS_WIDTH = 8
@@ -21,6 +22,8 @@ def _split_heads(x: torch.Tensor, layout: str, heads: int) -> torch.Tensor:
         return x
     if layout == "BSND":
         return x.transpose(1, 2)
+    if layout == _TOKENS:
+        return x.transpose(0, 1)[None]
     if layout in _HEADS_FOLDED:
         return x.unflatten(-1, (heads, -1)).permute(_HEADS_FOLDED[layout])
     raise NotImplementedError(f"simulated npu: attention layout {layout}")
@@ -31,18 +34,38 @@ def _join_heads(x: torch.Tensor, layout: str) -> torch.Tensor:
         return x.contiguous()
     if layout == "BSND":
         return x.transpose(1, 2).contiguous()
+    if layout == _TOKENS:
+        return x[0].transpose(0, 1).contiguous()
     back = (0, 2, 1, 3) if layout == "BSH" else (2, 0, 1, 3)
     return x.permute(back).flatten(2).contiguous()
 
 
 def _excluded(call: Any, queries: int, keys: int) -> torch.Tensor | None:
     """True where a query must not see a key."""
+    if call.input_layout == _TOKENS:
+        return _excluded_between_sequences(call, queries, keys)
     if call.sparse_mode in (_LEFT_UPPER_CAUSAL, _RIGHT_DOWN_CAUSAL):
         offset = 0 if call.sparse_mode == _LEFT_UPPER_CAUSAL else keys - queries
         return torch.ones(queries, keys, dtype=torch.bool).triu(1 + offset)
     if call.atten_mask is None:
         return None
     return torch.as_tensor(call.atten_mask.bool()[..., :queries, :keys])
+
+
+def _excluded_between_sequences(call: Any, queries: int, keys: int) -> torch.Tensor:
+    """What sequences must not see of others, by where each of them ends, and, where a mask is given, of themselves."""
+    if call.atten_mask is not None and call.sparse_mode not in (_LEFT_UPPER_CAUSAL, _RIGHT_DOWN_CAUSAL):
+        raise NotImplementedError(f"simulated npu: attention of {_TOKENS} under sparse mode {call.sparse_mode}")
+    excluded = torch.ones(queries, keys, dtype=torch.bool)
+    row = column = 0
+    for row_end, column_end in zip(call.actual_seq_qlen, call.actual_seq_kvlen, strict=True):
+        block = excluded[row:row_end, column:column_end]
+        block.zero_()
+        if call.atten_mask is not None:
+            offset = 0 if call.sparse_mode == _LEFT_UPPER_CAUSAL else block.shape[1] - block.shape[0]
+            block.copy_(torch.ones_like(block).triu(1 + offset))
+        row, column = row_end, column_end
+    return excluded
 
 
 def _attend(call: Any, scale: float, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -68,11 +91,13 @@ def _attend(call: Any, scale: float, *inputs: torch.Tensor) -> tuple[torch.Tenso
     total = exponentials.sum(-1, keepdim=True)
     weights = (exponentials / total).to(query.dtype)
     output = (weights.float() @ v.float()).to(query.dtype)
-    return _join_heads(output, call.input_layout), _statistics(largest), _statistics(total)
+    statistics = (_statistics(column, call.input_layout) for column in (largest, total))
+    return _join_heads(output, call.input_layout), *statistics
 
 
-def _statistics(column: torch.Tensor) -> torch.Tensor:
-    return column.expand(*column.shape[:-1], _STATISTICS_WIDTH).contiguous()
+def _statistics(column: torch.Tensor, layout: str) -> torch.Tensor:
+    repeated = column.expand(*column.shape[:-1], _STATISTICS_WIDTH).contiguous()
+    return _join_heads(repeated, layout) if layout == _TOKENS else repeated
 
 
 def _forward(call: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
