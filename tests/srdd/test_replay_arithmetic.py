@@ -175,6 +175,15 @@ def test_many_large_scores_that_bfloat16_makes_equal_stay_within_eight_spreads()
     assert ((device - exact).abs() <= 8 * tie_spread(scores, -1, exact, 8.0, 2.0**-9) + 1e-6).all()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_drawn_spreads_reach_as_far_as_ties_do(seed):
+    """The root mean square of drawn numbers falls short in some of many elements."""
+    torch.manual_seed(seed)
+    scores = 1e6 + 1000 * torch.randn(1024, 64, dtype=torch.float64)
+    exact, spread = spread_of(lambda scores: scores.softmax(-1), scores, draws=48)
+    assert (spread >= tie_spread(scores, -1, exact, 8.0, 2.0**-9) * (1 - 1e-12)).all()
+
+
 def test_ties_among_small_scores_and_masks_are_left_to_the_draws():
     scores = torch.tensor([[1.0, 1.0, 2.0, -torch.inf, torch.finfo(torch.float32).min]], dtype=torch.float64)
     assert not tie_spread(scores, -1, scores.softmax(-1), 8.0, 2.0**-9).any()
