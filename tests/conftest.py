@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import hypothesis
 import pytest
 import torch
@@ -54,6 +57,19 @@ def random_model(family: str, layers: int = 4, hidden: int = 64, dtype: torch.dt
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "gemma2", "mixtral", "gpt2", "gpt_neox", "bert")
 CARRYING = tuple(family for family in FAMILIES if family != "bert")
+
+
+def in_turn(rows: Iterable[Any], columns: Sequence[Any]) -> list[Any]:
+    """All pairs of a large table as a test's parameters: each row with one column in turn; the other pairs are slow."""
+    return [
+        pytest.param(*_parts(row), *_parts(column), marks=() if place == number % len(columns) else pytest.mark.slow)
+        for number, row in enumerate(rows)
+        for place, column in enumerate(columns)
+    ]
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def byte_level_tokenizer():

@@ -12,6 +12,7 @@ from hal.registry import get_backend
 from hal.structure import find_layer_stack
 from srdd.faults import Fault, simulate
 from srdd.replay.module import is_poisoned
+from tests.conftest import in_turn
 
 FAMILIES = ("qwen2", "gemma2", "mixtral", "gpt2", "gpt_neox", "bert")
 
@@ -20,8 +21,9 @@ def found(report):
     return [(finding.layer, finding.site, finding.operator) for finding in report.findings]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"), in_turn(FAMILIES, [torch.float32, torch.bfloat16, torch.float16]), ids=str
+)
 def test_a_healthy_model_is_reported_healthy_in_every_family_and_dtype(make_model, family, dtype):
     report = srdd.scan(make_model(family, layers=2, dtype=dtype))
     assert report.verdict == "healthy", report.findings
@@ -30,8 +32,7 @@ def test_a_healthy_model_is_reported_healthy_in_every_family_and_dtype(make_mode
     assert report.cost.forward_equivalents <= 10
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", ["dead_zone", "bias", "saturation"])
+@pytest.mark.parametrize(("family", "kind"), in_turn(FAMILIES, ["dead_zone", "bias", "saturation"]))
 def test_a_fault_in_one_unit_of_a_layer_is_found_at_that_layer(make_model, family, kind):
     model = make_model(family, layers=2)
     with simulate(model, [Fault(kind, 1, units=1, magnitude=0.8, seed=3)]) as active:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ from srdd.replay.compare import compare_mean
 from srdd.replay.module import own_values
 from srdd.replay.part import run_part, unchanged
 from srdd.replay.raised import OUTSTANDING
-from tests.conftest import FAMILIES
+from tests.conftest import FAMILIES, in_turn
 
 
 def layer_call(model, index=1):
@@ -109,8 +111,9 @@ def test_what_is_no_attention_or_has_no_values_to_raise_is_left_alone(module):
     assert with_values_alike(trees[0]) is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize(
+    ("family", "dtype"), in_turn(["llama", "gpt2", "bert"], [torch.float32, torch.bfloat16, torch.float16]), ids=str
+)
 def test_a_clamp_in_one_unit_of_attention_is_found_in_its_operator(make_model, family, dtype):
     model = make_model(family, layers=2, dtype=dtype)
     for seed in range(3):
@@ -130,9 +133,11 @@ def test_a_clamp_of_one_unit_above_every_value_seen_is_found(make_model, family)
     assert [(finding.layer, finding.operator, finding.kind) for finding in found] == [(1, "attention", "saturation")]
 
 
-@pytest.mark.parametrize("kernel", ["default", "eager"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize(
+    ("dtype", "kernel", "family"),
+    in_turn(product([torch.bfloat16, torch.float16], ["default", "eager"]), ["llama", "gpt2", "bert"]),
+    ids=str,
+)
 def test_an_attention_that_truncates_its_last_bit_is_named(make_model, family, dtype, kernel):
     model = make_model(family, layers=2, dtype=dtype)
     operator = "attention"

@@ -8,7 +8,7 @@ import srdd
 from srdd.faults import Fault, simulate
 from srdd.measurements import ALONE
 from srdd.replay.host import DECODING
-from tests.conftest import FAMILIES
+from tests.conftest import FAMILIES, in_turn
 
 DECODERS = [family for family in FAMILIES if family != "bert"]
 
@@ -28,10 +28,12 @@ def test_a_sound_layer_is_run_on_one_token_and_is_healthy(make_model, family):
 
 
 @pytest.mark.parametrize(
-    ("site", "operator"),
-    [("", ""), ("self_attn", ""), ("mlp.down_proj", ""), ("input_layernorm", ""), ("", "attention")],
+    ("site", "operator", "kind"),
+    in_turn(
+        [("", ""), ("self_attn", ""), ("mlp.down_proj", ""), ("input_layernorm", ""), ("", "attention")],
+        ["bias", "scale", "bit_flip"],
+    ),
 )
-@pytest.mark.parametrize("kind", ["bias", "scale", "bit_flip"])
 def test_a_fault_of_one_token_alone_is_named_with_its_kind(make_model, site, operator, kind):
     model = make_model("llama", layers=3)
     with simulate(model, [Fault(kind, 1, site=site, operator=operator, tokens=1)]) as active:

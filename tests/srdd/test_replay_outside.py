@@ -12,7 +12,7 @@ from srdd.diagnose import OUTSIDE, place
 from srdd.faults import Fault, simulate
 from srdd.replay import outside
 from srdd.report import from_json, to_json
-from tests.conftest import FAMILIES, random_model
+from tests.conftest import FAMILIES, in_turn, random_model
 
 LAYERS = 2
 LAST = LAYERS - 1
@@ -66,8 +66,9 @@ def models():
     return {family: random_model(family, layers=LAYERS, hidden=32) for family in SITES}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"), in_turn(FAMILIES, [torch.float32, torch.bfloat16, torch.float16]), ids=str
+)
 def test_a_clean_model_is_replayed_whole_and_is_healthy(family, dtype):
     report = srdd.scan(random_model(family, layers=LAYERS, hidden=32, dtype=dtype))
     assert report.verdict == "healthy"
@@ -75,8 +76,7 @@ def test_a_clean_model_is_replayed_whole_and_is_healthy(family, dtype):
     assert {site for _, site in SITES.get(family, ())} <= outside_sites(report)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("family", "layer", "site"), PLACES, ids=[f"{p[0]}-{p[2]}" for p in PLACES])
+@pytest.mark.parametrize(("family", "layer", "site", "kind"), in_turn(PLACES, tuple(KINDS)))
 def test_a_fault_outside_the_layers_is_named_and_no_layer_is_accused(models, family, layer, site, kind):
     model = models[family]
     handle = model.get_submodule(site).register_forward_hook(changing(KINDS[kind]))

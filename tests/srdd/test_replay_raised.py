@@ -15,6 +15,7 @@ from srdd.replay.capture import ModuleCall, record
 from srdd.replay.diverged import ReplayDivergedError
 from srdd.replay.part import run_part, unchanged
 from srdd.replay.raised import OUTSTANDING, raising, with_results_raised, with_units_raised
+from tests.conftest import in_turn
 
 MOST = 1e30
 
@@ -248,8 +249,7 @@ def test_a_clamp_in_one_unit_of_a_layers_output_is_found(make_model, family, dty
         assert [(finding.layer, finding.kind) for finding in found] == [(1, "saturation")], (seed, found)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", SITES)
+@pytest.mark.parametrize(("family", "dtype"), in_turn(SITES, [torch.float32, torch.bfloat16]), ids=str)
 def test_a_clamp_in_one_unit_of_any_part_is_found(make_model, family, dtype):
     model = make_model(family, layers=2, dtype=dtype)
     for seed, site in enumerate(SITES[family]):

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 import srdd
 from hal.errors import ModelError
 from srdd.faults import parse_fault, simulate
+from tests.conftest import in_turn
 
 COMMON = {
     "vocab_size": 300,
@@ -131,8 +132,7 @@ def build(kind, dtype, weights=0.1):
     return make.from_config(config).to(dtype).eval()
 
 
-@pytest.mark.parametrize(("dtype", "weights"), HEALTHY, ids=str)
-@pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
+@pytest.mark.parametrize(("kind", "dtype", "weights"), in_turn([*DECODERS, *ENCODERS], HEALTHY), ids=str)
 def test_a_healthy_model_is_replayed_whole_and_accused_of_nothing(kind, dtype, weights):
     model = build(kind, dtype, weights)
     if kind in FLOAT32_ALONE and dtype is not torch.float32:
