@@ -155,11 +155,12 @@ class SiteReplay:
     them kept. `site` is the module's full name, `operator` the catalogue name of a single operator inside it
     ("" for the module's own result), `excitation` the input under which `transfer` was worst, `depth` how far
     below the layer it lies. `others` are the violating transfers under further inputs. `drift` says how far values
-    lean one way, towards zero or away from it, in units of what chance allows (NaN where that was not asked), and
-    `factor` by what the values of the leaning units are multiplied (NaN where that does not explain them).
-    `constant` is the one that explains the values under every input, if there is one; `repeats` says whether the module
-    errs in the same way when the same call is made again (None where that was not asked, or it did not err again), and
-    `poisoned` that it was given NaN, or values that overflow, wherever it differs.
+    lean one way, towards zero or away from it, or how surprising it is that one of their last bits never changes, in
+    units of what chance allows (NaN where that was not asked), and `factor` by what the values of the leaning units are
+    multiplied (NaN where that does not explain them). `constant` is the one that explains the values under every input,
+    if there is one; `repeats` says whether the module errs in the same way when the same call is made again (None where
+    that was not asked, or it did not err again), and `poisoned` that it was given NaN, or values that overflow,
+    wherever it differs.
     """
 
     site: str

@@ -28,7 +28,10 @@ TIMEOUT_S = 1800.0
 
 
 def campaign_command(
-    campaign: Annotated[str, typer.Argument(help="A campaign file, or a shipped one: standard, core or quick.")],
+    campaign: Annotated[
+        str,
+        typer.Argument(help="A campaign file, or a shipped one: standard, core, quick, decoding, glitches or outside."),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Directory for journal and results; a run that ended early goes on there.")
     ] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,7 +21,8 @@ from srdd.probes.samples import Array, least_rounding, several_roundings, to_hos
 from srdd.probes.transfer import describe_transfer, excess, largest_excess, no_violation
 from srdd.replay.arithmetic import WIDTH, RoundingSpread, WideArithmetic, accumulator_limit, widened
 from srdd.replay.capture import ModuleCall, OperatorCall, map_tensors, tensors_in
-from srdd.replay.drift import UNASKED, Lean, lean, rounding_drift
+from srdd.replay.drift import UNASKED, Lean, lean, rounding_drift, strongest
+from srdd.replay.low_bits import missing_bit
 from srdd.replay.module import Replay, joined, out_of_range, replay_module, replay_whole
 
 DRAWS = (4, 6, 8, 24, 48)  # few draws may understate an element's spread several times: they may acquit, not accuse
@@ -58,19 +59,46 @@ def compare_call(
 ) -> list[Comparison]:
     """Compare one module's own arithmetic with the device's; where it fails, its operators too. The spread is drawn
     `draws[0]` times, and up to each further number as long as the values are not clearly within it. `drift` asks
-    whether roundings lean one way, too. `inner` is the dtype that the module computes in before it rounds its result to
-    `dtype`, that same if left out.
+    whether roundings lean one way, or take a bit from all values, too. `inner` is the dtype that the module computes in
+    before it rounds its result to `dtype`, that same if left out.
     """
     replay = replay_module(call, clean, unit_roundoff(inner or dtype), seed)
-    leaning = rounding_drift(call, clean, replay.exact, replay.actual) if drift else UNASKED
+    leaning = _leaning(call, clean, replay, dtype) if drift else UNASKED
     own = _comparison(call.name, "", replay, _worst(replay, dtype, draws), leaning)
     if own.transfer.violation > 1 and call.children and has_other_kernels(clean.get_submodule(call.name)):
         # Parts called as often, but on rows in another order, look like a fault of what hands them on.
         whole = replay_whole(call, clean, unit_roundoff(inner or dtype), seed)
         own = min(own, _comparison(call.name, "", whole, _worst(whole, dtype, draws), leaning), key=_violation)
     if own.transfer.violation <= 1:
-        return [own]
+        truncated = _truncated(call, dtype) if drift else []
+        return [replace(own, lean=UNASKED), *truncated] if truncated else [own]
     return [own, *(_compare_operator(entry, dtype, seed, draws) for entry in call.operators)]
+
+
+def _leaning(call: ModuleCall, clean: nn.Module, replay: Replay, dtype: torch.dtype) -> Lean:
+    """Which way the call's own values lean, or whether they lack a bit."""
+    missing = [
+        Lean(missing_bit(actual, exact.double)) for exact, actual in replay.pairs() if _could_lack_a_bit(actual, dtype)
+    ]
+    return strongest([rounding_drift(call, clean, replay.exact, replay.actual), *missing])
+
+
+def _truncated(call: ModuleCall, dtype: torch.dtype) -> list[Comparison]:
+    """The operators of the call whose results lack a bit."""
+    found = []
+    for entry in call.operators:
+        actual = entry.result
+        if _could_lack_a_bit(actual, dtype):
+            missing = missing_bit(actual, partial(_on_host, entry))
+            if missing > 1:
+                transfer = no_violation(0.0, actual.shape[-1])
+                found.append(Comparison(entry.module, entry.name, transfer, Lean(missing)))
+    return found
+
+
+def _could_lack_a_bit(actual: Any, dtype: torch.dtype) -> bool:
+    """Not what is widened, whose last bits are zero, and not a tensor without elements."""
+    return isinstance(actual, torch.Tensor) and actual.dtype == dtype and actual.dim() > 0 and actual.numel() > 0
 
 
 def compare_together(calls: Sequence[ModuleCall], clean: nn.Module, dtype: torch.dtype, seed: int) -> list[Comparison]:

@@ -34,8 +34,8 @@ COMMON = 0.9  # of the leaning units' elements: what one factor, or one offset, 
 @dataclass(frozen=True)
 class Lean:
     """How far the hidden unit that leans most does so, in units of what chance allows (`drift`, NaN where the module's
-    arithmetic leaves the device a choice), and the `factor` by which the leaning units' values are multiplied (NaN
-    where they are not).
+    arithmetic leaves the device a choice; or how surprising it is that a unit or row lacks a bit), and the `factor` by
+    which the leaning units' values are multiplied (NaN where they are not).
     """
 
     drift: float = float("nan")

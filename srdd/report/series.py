@@ -111,7 +111,10 @@ _WORDS = {
     "score": ("Score", "The strongest evidence over its limit: 1 or more is a finding."),
     "finite": ("Finite values", "Infinite where NaN or infinity appears first."),
     "replay": ("Host replay", "Largest difference from the host's result, over what rounding may do."),
-    "rounding_drift": ("Rounding drift", "How far values lean one way, in units of what chance allows."),
+    "rounding_drift": (
+        "Rounding drift",
+        "How far values lean one way, or lack a last bit, in units of what chance allows.",
+    ),
     "checksum": ("Checksum", "Row sums of matrix products against what they must be, over what rounding may do."),
     "subnormals": ("Flushed numbers", "Subnormal results of the layer's own sums that came back as zero."),
     "kv_cache": ("Key-value cache", "Units that come back from the cache otherwise than they were stored."),
