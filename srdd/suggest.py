@@ -35,7 +35,7 @@ def suggestion(kind: str, layer: int, site: str, detail: str = "", weights: bool
     """One sentence on the likely cause, with the `detail` that is known, and what to do next; `weights` says that
     damaged ones are the cause, `outside` that the site belongs to no layer.
     """
-    cause = f"{_CAUSE[kind]}: {detail}" if detail else _CAUSE[kind]
+    cause = f"{_CAUSE[kind]}; {detail}" if detail else _CAUSE[kind]
     if weights:
         return f"{cause}. Next: load the weights again and scan again."
     if site.startswith((OF_INPUT, OF_OUTPUT)):
