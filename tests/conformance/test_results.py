@@ -12,10 +12,11 @@ from hal.errors import UsageError
 
 @pytest.fixture
 def results(make_backend, run_whole):
-    backend = make_backend(known_failures={"sweeps/gelu/bfloat16": "doubles on the way"})
+    backend = make_backend(known_failures={"gradients/layer_norm/float16/large/normal": "a narrow sum"})
     patterns = (
         "operators/silu/*/odd/*",
-        "sweeps/gelu/*",
+        "sweeps/silu/*",
+        "gradients/layer_norm/float16/large/normal",
         "noise/bits",
         "differences/13-*",
         "operators/tensor_digest/*",
@@ -37,7 +38,7 @@ def test_the_file_holds_figures_inputs_agreement_and_environment(path):
     document = json.loads(path.read_text())
     assert document["schema"] == SCHEMA
     assert document["counts"]["known"] == 1
-    assert document["declarations"]["known"] == {"sweeps/gelu/bfloat16": "doubles on the way"}
+    assert document["declarations"]["known"] == {"gradients/layer_norm/float16/large/normal": "a narrow sum"}
     assert document["environment"]["torch"]
     cases = {case["case"]: case for case in document["cases"]}
     silu = cases["operators/silu/bfloat16/odd/normal"]

@@ -53,16 +53,21 @@ def measured(report):
     return {key: value for key, value in to_json(report).items() if key != "cost"}
 
 
+def assert_same_verdict(ratio, other):
+    """Both are within the limit, or beyond it about as far."""
+    assert max(ratio, other) < 1 or ratio == pytest.approx(other, rel=0.05)
+
+
 def assert_same(streamed, loaded):
     """Two reports are equal, but for what steps of one token tell: the host's product of a matrix and a vector adds in
     an order that depends on where in memory the matrix lies.
     """
     one, other = measured(streamed), measured(loaded)
     for row, same in zip((*one["layers"], *one["outside"]), (*other["layers"], *other["outside"]), strict=True):
-        assert row.pop("score", 0.0) == pytest.approx(same.pop("score", 0.0), rel=0.05)
+        assert_same_verdict(row.pop("score", 0.0), same.pop("score", 0.0))
         for site, again in zip(row.pop("replay") or (), same.pop("replay") or (), strict=True):
             assert (site["site"], site["operator"]) == (again["site"], again["operator"])
-            assert site["transfer"]["violation"] == pytest.approx(again["transfer"]["violation"], abs=0.1, rel=0.05)
+            assert_same_verdict(site["transfer"]["violation"], again["transfer"]["violation"])
             assert site == again or ALONE in (site["excitation"], again["excitation"])
     assert one == other
 
