@@ -64,8 +64,9 @@ def test_a_faulty_operator_is_named_with_what_contains_all_its_calls(make_model,
     assert found(report) == [(1, site, operator)]
 
 
-@pytest.mark.parametrize("site", ["q_proj", "k_proj", "v_proj"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("site", "dtype"), in_turn(["q_proj", "k_proj", "v_proj"], [torch.float32, torch.bfloat16]), ids=str
+)
 def test_who_makes_values_overflow_is_named_and_not_the_attention_that_meets_them(make_model, site, dtype):
     """Flipped exponents give NaN, infinity and values near it, of which attention kernels make zeros or worse."""
     model = make_model("qwen2", layers=2, dtype=dtype)

@@ -10,6 +10,7 @@ import srdd
 from hal.structure import find_layer_stack
 from srdd.faults import Fault, simulate
 from srdd.replay.constants import repairing_constant
+from tests.conftest import in_turn
 
 
 def wrong_constants(report):
@@ -17,16 +18,17 @@ def wrong_constants(report):
 
 
 @pytest.mark.parametrize(
-    ("family", "site", "name", "factor"),
-    [
-        ("llama", "self_attn", "scaling", 3.0),
-        ("llama", "post_attention_layernorm", "variance_epsilon", 3.0),
-        ("llama", "post_attention_layernorm", "variance_epsilon", 1e3),
-        ("bert", "attention.output.LayerNorm", "eps", 1e7),
-    ],
-)
-@pytest.mark.parametrize(
-    ("dtype", "precision"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1), (torch.float16, 0.01)], ids=str
+    ("family", "site", "name", "factor", "dtype", "precision"),
+    in_turn(
+        [
+            ("llama", "self_attn", "scaling", 3.0),
+            ("llama", "post_attention_layernorm", "variance_epsilon", 3.0),
+            ("llama", "post_attention_layernorm", "variance_epsilon", 1e3),
+            ("bert", "attention.output.LayerNorm", "eps", 1e7),
+        ],
+        [(torch.float32, 1e-4), (torch.bfloat16, 0.1), (torch.float16, 0.01)],
+    ),
+    ids=str,
 )
 def test_the_value_that_acts_is_found(make_model, family, site, name, factor, dtype, precision):
     model = make_model(family, layers=2, dtype=dtype)
@@ -43,8 +45,10 @@ def test_the_value_that_acts_is_found(make_model, family, site, name, factor, dt
     assert f"{name} acts as" in finding.suggestion
 
 
-@pytest.mark.parametrize("kind", ["scale", "bias", "dead_zone", "saturation", "noise"])
-@pytest.mark.parametrize("site", ["self_attn", "input_layernorm"])
+@pytest.mark.parametrize(
+    ("kind", "site"),
+    in_turn(["scale", "bias", "dead_zone", "saturation", "noise"], ["self_attn", "input_layernorm"]),
+)
 def test_other_faults_of_modules_with_constants_are_not_put_down_to_them(make_model, kind, site):
     model = make_model("qwen2", layers=2)
     with simulate(model, [Fault(kind, 0, site=site)]):

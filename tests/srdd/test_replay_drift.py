@@ -10,6 +10,7 @@ import torch
 import srdd
 from hal.structure import find_layer_stack
 from srdd.faults import parse_fault, simulate
+from tests.conftest import in_turn
 
 
 def drifts(report):
@@ -46,8 +47,7 @@ def test_a_matrix_product_that_truncates_is_named(make_model):
 SITES = ("input_layernorm", "mlp.act_fn", "mlp.down_proj", "self_attn.q_proj", "mlp", "")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(("site", "dtype"), in_turn(SITES, [torch.bfloat16, torch.float16]), ids=str)
 def test_a_common_factor_within_the_bound_is_a_scale(make_model, site, dtype):
     """Five roundings: an element alone is allowed more."""
     eps = torch.finfo(dtype).eps

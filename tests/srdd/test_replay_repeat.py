@@ -8,6 +8,7 @@ import torch
 import srdd
 from srdd.faults import Fault, simulate
 from srdd.replay.repeat import errs_alike
+from tests.conftest import in_turn
 
 ERROR = torch.randn(64, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 OTHER = torch.randn(64, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -40,8 +41,13 @@ def test_errors_of_other_shapes_are_not_alike():
     assert errs_alike([ERROR], [ERROR[1:]], [torch.ones_like(ERROR, dtype=torch.bool)]) is False
 
 
-@pytest.mark.parametrize("site", ["self_attn.v_proj", "self_attn", "mlp.act_fn", "mlp.down_proj"])
-@pytest.mark.parametrize(("kind", "repeats"), [("noise", False), ("spike", False), ("bias", True), ("scale", True)])
+@pytest.mark.parametrize(
+    ("kind", "repeats", "site"),
+    in_turn(
+        [("noise", False), ("spike", False), ("bias", True), ("scale", True)],
+        ["self_attn.v_proj", "self_attn", "mlp.act_fn", "mlp.down_proj"],
+    ),
+)
 def test_a_random_fault_in_a_tenth_of_a_modules_units_keeps_its_kind(make_model, site, kind, repeats):
     model = make_model("qwen2", layers=2, dtype=torch.bfloat16)
     with simulate(model, [Fault(kind, 1, site=site, sparsity=0.1, seed=5)]):

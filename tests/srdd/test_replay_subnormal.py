@@ -16,6 +16,7 @@ from srdd.replay.capture import record
 from srdd.replay.part import run_part
 from srdd.replay.raised import with_results_raised
 from srdd.replay.subnormal import count_flushed, flushes, subnormal_rows, with_subnormal_results
+from tests.conftest import in_turn
 from tests.srdd.conftest import DEAD, healthy_stack, layer, replayed
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -89,8 +90,7 @@ def test_the_host_keeps_them_unless_told_otherwise(dtype):
             torch.set_flush_denormal(False)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "mixtral"])
+@pytest.mark.parametrize(("family", "dtype"), in_turn(["llama", "gpt2", "bert", "mixtral"], DTYPES), ids=str)
 def test_the_layer_that_flushes_one_unit_is_named(make_model, family, dtype):
     model = make_model(family, layers=3, dtype=dtype)
     with simulate(model, [Fault(kind="flush_subnormals", layer=1, units=1)]):

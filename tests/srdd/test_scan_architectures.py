@@ -69,7 +69,7 @@ HYPER_CONNECTED = {
 DECODERS = {
     "bloom": {"n_head": 4, "n_layer": 2},
     "cohere": GROUPED,
-    "cpmant": {},
+    "cpmant": {"dim_head": 8, "dim_ff": 64},
     "deepseek_v3": LATENT,
     "deepseek_v4": HYPER_CONNECTED,
     "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},

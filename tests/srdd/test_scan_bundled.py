@@ -1,5 +1,7 @@
 """The false-alarm rate and the detection rate on the bundled, trained model, at level quick."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -8,7 +10,9 @@ from hal import get_backend
 from hal.errors import ModelError
 from hal.models import load_model
 from srdd.faults import parse_fault, simulate
+from tests.conftest import in_turn
 
+DTYPES = ["bfloat16", "float32"]
 KINDS = ("dead_zone", "saturation", "bias", "noise", "spike")
 SETS = 20
 NAMED = 0.9  # of the dense faults, kind by kind: the figure promised for level quick
@@ -33,7 +37,7 @@ def prompts(number):
     return lines
 
 
-@pytest.fixture(scope="module", params=["bfloat16", "float32"])
+@pytest.fixture(scope="module", params=DTYPES)
 def bundled(request):
     from hal.bundled import model_dir
 
@@ -63,7 +67,7 @@ def test_twenty_clean_scans_with_different_prompts_raise_no_alarm(bundled):
     assert max(scores) < 0.95
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "bundled"), in_turn(KINDS, DTYPES), indirect=["bundled"], scope="module")
 def test_a_dense_fault_is_named_with_its_layer_in_nine_of_ten_layers_at_least(bundled, kind):
     layers = bundled.model.config.num_hidden_layers
     missed = []
@@ -79,8 +83,12 @@ def test_a_dense_fault_is_named_with_its_layer_in_nine_of_ten_layers_at_least(bu
     assert layers - len(missed) >= NAMED * layers, missed
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sparsity", [0.1, 0.01])
+@pytest.mark.parametrize(
+    ("sparsity", "kind", "bundled"),
+    in_turn(product([0.1, 0.01], KINDS), DTYPES),
+    indirect=["bundled"],
+    scope="module",
+)
 def test_a_sparse_fault_never_accuses_another_layer(bundled, kind, sparsity):
     for index in (0, bundled.model.config.num_hidden_layers - 1):
         with simulate(bundled.model, [parse_fault(f"{kind}@{index}:sparsity={sparsity}")]):

@@ -2,6 +2,7 @@
 
 import contextlib
 from functools import lru_cache
+from itertools import product
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hal.errors import ModelError, UsageError
 from srdd.faults import parse_fault, simulate
 from srdd.faults.specification import MODES
 from srdd.report import to_json
-from tests.conftest import CARRYING, FAMILIES, random_model
+from tests.conftest import CARRYING, FAMILIES, in_turn, random_model
 
 LAYERS = 3
 KINDS = ("dead_zone", "saturation", "bias", "noise", "spike")
@@ -55,15 +56,16 @@ class TestEveryFamily:
         assert all(score < 1 for score in report.diagnosis.scores)
         assert report.cost.forward_equivalents <= 10
 
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_a_dense_fault_is_named_at_every_layer_and_nowhere_else(self, family, dtype, kind):
-        model, results = shared(family, dtype), {}
-        for index in range(LAYERS):
-            with simulate(model, [parse_fault(f"{kind}@{index}")]) as [fault]:
-                results[index] = named(quick(model))
-            assert fault.changed > 0
-        blind = family == "bert" and kind == "bias"  # post-norm: only replay sees it, as the report's note says
-        assert results == {index: [] if blind else [(index, kind)] for index in range(LAYERS)}
+
+@pytest.mark.parametrize(("family", "kind", "dtype"), in_turn(product(FAMILIES, KINDS), DTYPES), ids=str)
+def test_a_dense_fault_is_named_at_every_layer_and_nowhere_else(family, kind, dtype):
+    model, results = shared(family, dtype), {}
+    for index in range(LAYERS):
+        with simulate(model, [parse_fault(f"{kind}@{index}")]) as [fault]:
+            results[index] = named(quick(model))
+        assert fault.changed > 0
+    blind = family == "bert" and kind == "bias"  # post-norm: only replay sees it, as the report's note says
+    assert results == {index: [] if blind else [(index, kind)] for index in range(LAYERS)}
 
 
 def test_post_norm_layers_are_said_to_be_out_of_the_pass_through_probes_reach():

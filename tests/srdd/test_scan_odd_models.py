@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import product
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hal.errors import ModelError
 from hal.structure import find_layer_stack
 from srdd.report import to_json
 from srdd.report.text import print_report
-from tests.conftest import FAMILIES, random_model
+from tests.conftest import FAMILIES, in_turn, random_model
 
 LEVELS = ("quick", "full")
 SIZES = {
@@ -83,9 +84,11 @@ def put(value):
 # -- NaN and infinity -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("value", [torch.nan, -torch.inf], ids=str)
-@pytest.mark.parametrize("family", ["qwen2", "mixtral", "bert"])
+@pytest.mark.parametrize(
+    ("value", "family", "level"),
+    in_turn(product([torch.nan, -torch.inf], ["qwen2", "mixtral", "bert"]), LEVELS),
+    ids=str,
+)
 def test_an_activation_that_is_not_finite_is_found_where_it_appears(scan, family, value, level):
     model = make(family)
     returns(layer(model, 1), put(value))
@@ -193,8 +196,7 @@ def test_a_large_stream_within_the_range_raises_no_alarm(scan, level):
 # -- layers that do nothing, or always the same -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "level"), in_turn(FAMILIES, LEVELS))
 def test_all_zero_weights_are_no_fault_of_the_device(scan, family, level):
     model = make(family, layers=2)
     for weight in model.parameters():
@@ -219,9 +221,9 @@ def test_a_post_norm_layer_of_zero_weights_returns_zeros_and_is_accused_of_it(sc
     assert named(scan(model, level)) == [(1, "encoder.layer.1", "dead_zone")]
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("constant", [0.0, 3.0])
-@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("constant", "family", "level"), in_turn(product([0.0, 3.0], ["qwen2", "llama", "gpt2"]), LEVELS)
+)
 def test_a_layer_that_always_returns_the_same_is_accused_alone(scan, family, constant, level):
     model = make(family)
     returns(layer(model, 1), lambda x: torch.full_like(x, constant))
