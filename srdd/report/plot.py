@@ -17,6 +17,7 @@ _FLAG_GAP = 20.0  # and of two flags, each at most three digits wide
 _DECADES = 1e6  # values smaller than the largest by more than this are drawn as zero,
 _BELOW_LIMIT = 100.0  # unless they are within this factor of a limit, below which healthy layers lie
 _LINEAR = 20.0  # a range of sizes below this needs no logarithm
+_FEW_DECADES = 3  # on a logarithmic axis: fewer are labelled at 2 and 5 too
 _HUGE = 1e300  # stands for infinity in a JSON report
 
 
@@ -111,8 +112,14 @@ class _Scale:
     def _decades(self) -> list[float]:
         top = self._low + self._span
         powers = [10.0**power for power in range(-320, 309)]
-        shown = [power for power in powers if self._unit and power >= self._unit and self._position(power) <= top]
-        return [0.0, *shown, *(-power for power in powers if self._position(-power) >= self._low)]
+
+        def shown(sizes: Iterable[float]) -> list[float]:
+            return [size for size in sizes if self._unit and size >= self._unit and self._position(size) <= top]
+
+        positive = shown(powers)
+        if len(positive) < _FEW_DECADES:
+            positive = shown(factor * power for power in powers for factor in (1, 2, 5))
+        return [0.0, *positive, *(-power for power in powers if self._position(-power) >= self._low)]
 
     def _round_numbers(self) -> list[float]:
         rough = self._span / 5

@@ -238,6 +238,11 @@ def test_labels_of_an_axis_keep_their_distance(values):
         assert first.label != second.label
 
 
+def test_a_logarithmic_axis_of_few_decades_is_labelled_within_them():
+    plot = plot_of(made([0.37, 0.5, 7.9], upper=1.0), range(3))
+    assert {"1", "5"} <= {tick.label for tick in plot.y_ticks}
+
+
 def test_layers_beyond_a_limit_are_marked_and_the_furthest_are_named():
     values = [0.0] * 80
     values[40], values[41], values[70] = 5.0, 9.0, 3.0
