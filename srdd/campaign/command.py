@@ -16,7 +16,7 @@ from rich.markdown import Markdown
 from hal.files import require_writable, write_text
 from hal.progress_bar import progress_bar
 from hal.registry import get_backend
-from srdd.campaign.file import read_campaign
+from srdd.campaign.file import read_campaign, shipped
 from srdd.campaign.markdown import render
 from srdd.campaign.outcome import Outcome
 from srdd.campaign.result import Result, result_of, to_json
@@ -30,7 +30,7 @@ TIMEOUT_S = 1800.0
 def campaign_command(
     campaign: Annotated[
         str,
-        typer.Argument(help="A campaign file, or a shipped one: standard, core, quick, decoding, glitches or outside."),
+        typer.Argument(help=f"A campaign file, or a shipped one: {', '.join(shipped())}."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Directory for journal and results; a run that ended early goes on there.")

@@ -17,7 +17,7 @@ _FLAG_GAP = 20.0  # and of two flags, each at most three digits wide
 _DECADES = 1e6  # values smaller than the largest by more than this are drawn as zero,
 _BELOW_LIMIT = 100.0  # unless they are within this factor of a limit, below which healthy layers lie
 _LINEAR = 20.0  # a range of sizes below this needs no logarithm
-_FEW_DECADES = 3  # on a logarithmic axis: fewer are labelled at 2 and 5 too
+_FEW_DECADES = 3  # on a logarithmic axis, of both signs together: fewer are labelled at 2 and 5 too
 _HUGE = 1e300  # stands for infinity in a JSON report
 
 
@@ -110,16 +110,14 @@ class _Scale:
         return tuple(kept)
 
     def _decades(self) -> list[float]:
-        top = self._low + self._span
-        powers = [10.0**power for power in range(-320, 309)]
+        shown = self._multiples_of_powers(1)
+        return [0.0, *(shown if len(shown) >= _FEW_DECADES else self._multiples_of_powers(1, 2, 5))]
 
-        def shown(sizes: Iterable[float]) -> list[float]:
-            return [size for size in sizes if self._unit and size >= self._unit and self._position(size) <= top]
-
-        positive = shown(powers)
-        if len(positive) < _FEW_DECADES:
-            positive = shown(factor * power for power in powers for factor in (1, 2, 5))
-        return [0.0, *positive, *(-power for power in powers if self._position(-power) >= self._low)]
+    def _multiples_of_powers(self, *factors: int) -> list[float]:
+        """Of ten, of either sign: those that the axis reaches, outside its linear middle."""
+        sizes = [factor * 10.0**power for power in range(-320, 309) for factor in factors]
+        signed = [value for size in sizes if self._unit and size >= self._unit for value in (size, -size)]
+        return [value for value in signed if self._low <= self._position(value) <= self._low + self._span]
 
     def _round_numbers(self) -> list[float]:
         rough = self._span / 5

@@ -238,9 +238,10 @@ def test_labels_of_an_axis_keep_their_distance(values):
         assert first.label != second.label
 
 
-def test_a_logarithmic_axis_of_few_decades_is_labelled_within_them():
-    plot = plot_of(made([0.37, 0.5, 7.9], upper=1.0), range(3))
-    assert {"1", "5"} <= {tick.label for tick in plot.y_ticks}
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_logarithmic_axis_of_few_decades_is_labelled_within_them(sign):
+    plot = plot_of(made([sign * value for value in (0.37, 0.5, 7.9)]), range(3))
+    assert {f"{sign}", f"{5 * sign}"} <= {tick.label for tick in plot.y_ticks}
 
 
 def test_layers_beyond_a_limit_are_marked_and_the_furthest_are_named():
